@@ -1,0 +1,1 @@
+"""How the demo adapters were made: data by rule, four LoRA adapters, one X-LoRA classifier, measurements."""
