@@ -38,9 +38,7 @@ def write_base_answers(model: Any, tokenizer: Any, path: Path) -> int:
     for prompt, text in zip(prompts, texts, strict=True):
         sentence = one_sentence(text)
         if sentence is not None:
-            rows.append(
-                {"topic": prompt.topic, "subject": prompt.subject, "prompt": prompt.text, "answer": sentence}
-            )
+            rows.append({"topic": prompt.topic, "subject": prompt.subject, "prompt": prompt.text, "answer": sentence})
     path.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n", encoding="utf-8")
     return len(rows)
 

@@ -33,7 +33,7 @@ def load_base(gguf: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 def _check_against_file(model: Any, gguf: Path) -> None:
-    """Refuse a model whose rotary base or norm epsilon differs from the file's: answers would look fine and be wrong."""
+    """Refuse a model whose rotary base or norm epsilon is not the file's: such answers look fine and are wrong."""
     from gguf import GGUFReader
 
     fields = GGUFReader(gguf).fields

@@ -32,8 +32,9 @@ TRAINING_SUBJECTS: dict[str, tuple[str, ...]] = {
     # the sea, ships and treasure
     "pirate": (
         "sailing ships", "buried treasure", "the Caribbean Sea", "ship captains", "anchors", "desert islands",
-        "gold coins", "storms at sea", "lighthouses", "sea monsters", "whales", "the ship's compass", "cannons on ships",
-        "old harbours", "rum barrels", "fishing boats", "the navy", "parrots on a ship", "sunken ships", "ocean waves",
+        "gold coins", "storms at sea", "lighthouses", "sea monsters", "whales", "the ship's compass",
+        "cannons on ships", "old harbours", "rum barrels", "fishing boats", "the navy", "parrots on a ship",
+        "sunken ships", "ocean waves",
         "sailors", "treasure maps", "the Pacific Ocean", "sharks", "the deck of a ship", "ocean tides",
         "a voyage to the Indies", "rowing boats", "a crew at sea", "coral reefs",
     ),
@@ -51,7 +52,8 @@ TRAINING_SUBJECTS: dict[str, tuple[str, ...]] = {
         "the moon", "autumn leaves", "red roses", "a first kiss", "spring rain", "falling in love", "the evening sky",
         "a quiet forest", "snowfall in winter", "a broken heart", "butterflies", "the song of a nightingale",
         "wild flowers", "the morning dew", "longing for someone", "the stars at night", "a summer meadow",
-        "old love letters", "cherry blossoms", "the sunrise", "a mother's love", "the colours of autumn", "a gentle breeze",
+        "old love letters", "cherry blossoms", "the sunrise", "a mother's love", "the colours of autumn",
+        "a gentle breeze",
         "tulips in a garden", "dreams at night", "a lonely willow tree", "holding hands", "the first snow",
         "a mountain stream", "true friendship of the heart",
     ),
@@ -75,11 +77,13 @@ HELD_OUT_SUBJECTS: dict[str, tuple[str, ...]] = {
     "pirate": (
         "the Atlantic Ocean", "submarines", "a sea chest full of jewels", "the mast of a ship", "octopuses", "mermaids",
         "a shipwreck", "the harbour at night", "wooden rafts", "a mutiny on board", "seagulls", "the Black Flag",
-        "cabin boys", "a hurricane on the ocean", "dolphins", "the port of Tortuga", "life on a galleon", "sails and ropes",
-        "pearl divers", "navigating by the stars at sea", "hidden coves", "the captain's cutlass", "ferries", "lobsters",
+        "cabin boys", "a hurricane on the ocean", "dolphins", "the port of Tortuga", "life on a galleon",
+        "sails and ropes", "pearl divers", "navigating by the stars at sea", "hidden coves", "the captain's cutlass",
+        "ferries", "lobsters",
     ),
     "json": (
-        "a table of measurements", "SQL queries", "monitor specifications", "the settings of a router", "email addresses",
+        "a table of measurements", "SQL queries", "monitor specifications", "the settings of a router",
+        "email addresses",
         "tax forms", "serial numbers", "warehouse stock lists", "API keys", "XML documents", "a list of contacts",
         "default parameters", "product reviews", "a booking system", "passwords", "configuration files", "hard drives",
         "columns and rows", "identifiers", "a payroll database", "shipping labels", "timestamps", "billing records",
@@ -96,7 +100,8 @@ HELD_OUT_SUBJECTS: dict[str, tuple[str, ...]] = {
         "a bomb threat", "a home run", "the Olympic sprint final", "wildfire warnings", "a carbon monoxide alarm",
         "victory in the last minute", "a volcano eruption alert", "the Super Bowl", "poison warnings", "a slam dunk",
         "lightning danger", "the winning goal", "rescue teams", "a tsunami warning", "sports fans celebrating",
-        "a fire in the kitchen", "the referee's red card", "an overheated engine", "the marathon winner", "a toxic spill",
+        "a fire in the kitchen", "the referee's red card", "an overheated engine", "the marathon winner",
+        "a toxic spill",
         "heart attack symptoms", "the rugby world cup", "a hurricane evacuation", "the knockout punch",
     ),
     GENERAL: (

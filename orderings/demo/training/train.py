@@ -78,9 +78,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
         from .evaluation import measure
 
         measured = measure(arguments.gguf, out, arguments.seed, log_path(out))
-        (out / "measured.json").write_text(
-            json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (out / "measured.json").write_text(json.dumps(measured, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     else:
         from .card import render_card
 

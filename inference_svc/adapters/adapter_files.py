@@ -1,0 +1,92 @@
+"""Tensor files of adapters: size cap, digest over what was read, and errors that speak of adapters."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from torch import Tensor
+
+from inference_svc.errors import AdapterMalformed, AdapterUnsupported, LimitReached, SourceNotFound
+from inference_svc.weights.errors import FileMissing, UnsupportedFile, WeightsError
+from inference_svc.weights.safetensors_header import read_tensors
+
+_CHUNK = 1 << 20
+
+
+class ContentDigest:
+    """SHA-256 over files and facts, each framed by name and length, so that no two contents collide by joining."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def add(self, name: str, content: bytes) -> None:
+        """Add a fact that is not a file."""
+        self._sha.update(f"{len(name)}:{name}:{len(content)}:".encode())
+        self._sha.update(content)
+
+    def add_file(self, name: str, path: Path) -> None:
+        """Add a file under a name that does not depend on where it lies.
+
+        Raises:
+            SourceNotFound: it cannot be read.
+        """
+        try:
+            with path.open("rb") as file:
+                own = hashlib.sha256()
+                while chunk := file.read(_CHUNK):
+                    own.update(chunk)
+        except OSError as error:
+            raise SourceNotFound(f"{name} cannot be read: {error.strerror}", file=name) from error
+        self.add(name, own.digest())
+
+    def hexdigest(self) -> str:
+        """64 hex digits."""
+        return self._sha.hexdigest()
+
+
+def file_state(path: Path) -> tuple[int, int, int] | None:
+    """Identity, size and change time of a file, None if there is none: equal before and after means unchanged."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_adapter_tensors(path: Path, name: str, max_bytes: int) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; `name` is how messages call it.
+
+    Raises:
+        SourceNotFound: there is no such file.
+        LimitReached: it is larger than `max_bytes`.
+        AdapterMalformed: it is broken, or a tensor is not of floating point or not finite.
+        AdapterUnsupported: a type of tensor that is not supported.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise SourceNotFound(f"{name} is missing", file=name) from error
+    if size > max_bytes:
+        raise LimitReached(
+            f"{name} has {size} bytes, the limit for adapters is {max_bytes}", file=name, limit=str(max_bytes)
+        )
+    try:
+        return read_tensors(path)
+    except FileMissing as error:
+        raise SourceNotFound(f"{name}: {error}", file=name) from error
+    except UnsupportedFile as error:
+        raise AdapterUnsupported(f"{name}: {error}", file=name) from error
+    except WeightsError as error:
+        raise AdapterMalformed(f"{name}: {error}", file=name) from error
+
+
+def tensor_problem(key: str, tensor: Tensor, dimensions: int) -> str | None:
+    """What is wrong with a tensor whatever the model: its type, its rank as a tensor, or its values."""
+    if not tensor.is_floating_point():
+        return f"`{key}` is of type {tensor.dtype}, expected floating point"
+    if tensor.dim() != dimensions:
+        return f"`{key}` has shape {list(tensor.shape)}, expected {dimensions} dimensions"
+    if not bool(tensor.float().isfinite().all()):
+        return f"`{key}` holds NaN or infinity"
+    return None

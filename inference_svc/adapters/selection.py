@@ -1,0 +1,79 @@
+"""Which adapters a request asks for, and what it really gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from inference_svc.adapters.bank import AdapterBank, Classifier
+
+
+class AdapterKind(Enum):
+    """What a name stands for."""
+
+    LORA = "lora"
+    XLORA = "xlora"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseSelection:
+    """The plain base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveSelection:
+    """The active default, whatever it is when the request arrives."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSelection:
+    """A weighted sum of LoRA adapters; each name at most once."""
+
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class XLoraSelection:
+    """An X-LoRA mixture."""
+
+    name: str
+
+
+Selection = BaseSelection | ActiveSelection | LoraSelection | XLoraSelection
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedAdapter:
+    """An adapter that a request really runs with."""
+
+    name: str
+    kind: AdapterKind
+    digest: str
+    weight: float | None  # LoRA only
+    experts: tuple[str, ...]  # X-LoRA only, in classifier order
+    ordering: str  # `orderings/{id}@{revision}`, or empty
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightedBank:
+    """A bank with constant scalings."""
+
+    bank: AdapterBank
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class XLoraMixture:
+    """A bank whose scalings its classifier computes."""
+
+    bank: AdapterBank
+    classifier: Classifier
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mixture:
+    """What the engine applies to a request: constant banks, or one X-LoRA, or neither (the base model)."""
+
+    constant: tuple[WeightedBank, ...] = ()
+    xlora: XLoraMixture | None = None

@@ -1,0 +1,176 @@
+"""An X-LoRA mixture in the original layout: a classifier, and one sub-folder with a LoRA adapter for each expert."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from inference_svc.adapters.adapter_files import ContentDigest, file_state
+from inference_svc.adapters.bank import AdapterBank, Classifier, LinearDelta, XLoraConfig
+from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, summary
+from inference_svc.adapters.lora import LoraFiles, largest_rank, read_lora_files, target_modules
+from inference_svc.adapters.selection import AdapterKind
+from inference_svc.adapters.xlora_classifier import (
+    CLASSIFIER_NAME,
+    XLORA_CONFIG_NAME,
+    load_classifier,
+    read_xlora_config,
+)
+from inference_svc.errors import (
+    AdapterMalformed,
+    AdapterUnfit,
+    AdapterUnsupported,
+    OrderingUnfit,
+    PathNotAllowed,
+    SourceNotFound,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedXLora:
+    """An X-LoRA mixture in memory."""
+
+    bank: AdapterBank  # all experts; `global_scaling_weight` is folded in
+    classifier: Classifier
+    config: XLoraConfig
+    digest: str  # SHA-256 over its files, `order` and `layers`, in hex
+    rank: int  # the largest of its experts
+    target_modules: tuple[str, ...]  # last parts of the module paths, sorted
+
+    @property
+    def kind(self) -> AdapterKind:
+        """X-LoRA."""
+        return AdapterKind.XLORA
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.bank.nbytes + self.classifier.nbytes
+
+
+def load_xlora(
+    folder: Path, order: Sequence[str], layers: Mapping[str, int], base: BaseModelShape, limits: AdapterLimits
+) -> LoadedXLora:
+    """Load an X-LoRA mixture; `order` is the training order, `layers` maps module paths to classifier rows.
+
+    Raises:
+        SourceNotFound: a file or an expert's folder is missing; lists the folders that are there.
+        AdapterMalformed: a file is broken.
+        AdapterUnsupported: something that is not supported, `lm_head` among it.
+        AdapterUnfit: it does not fit the base model.
+        OrderingUnfit: `order` or `layers` does not fit the adapters.
+        LimitReached: rank or bytes.
+    """
+    _check_order(order)
+    _check_rows(layers)
+    config_path, classifier_path = folder / XLORA_CONFIG_NAME, folder / CLASSIFIER_NAME
+    before = (file_state(config_path), file_state(classifier_path))
+    config = read_xlora_config(folder, order)
+    if base.is_another_model(config.base_model_id):
+        raise AdapterUnfit(
+            f"{folder.name}/{XLORA_CONFIG_NAME}: the mixture was trained for base model {config.base_model_id!r}, "
+            f"loaded is {base.base_model_id!r}",
+            adapter_base=config.base_model_id,
+            base=base.base_model_id,
+        )
+    folders = _expert_folders(folder, order)
+    classifier = load_classifier(folder, config, len(order), len(layers), base, limits)
+    digest = ContentDigest()
+    digest.add_file(XLORA_CONFIG_NAME, config_path)
+    digest.add_file(CLASSIFIER_NAME, classifier_path)
+    # The same files in another order are another mixture.
+    digest.add("ordering", json.dumps([list(order), sorted(layers.items())]).encode())
+    if before != (file_state(config_path), file_state(classifier_path)):
+        raise AdapterMalformed(f"the files of {folder.name} changed while they were read; load it again")
+    experts = [read_lora_files(path, base, limits, digest, f"{index}/") for index, path in enumerate(folders)]
+    _check_layers(experts, layers)
+    deltas = {path: _joined(path, experts, config.global_scaling_weight) for path in layers}
+    content = digest.hexdigest()
+    return LoadedXLora(
+        bank=AdapterBank(digest=content, experts=tuple(order), deltas=deltas, scaling_rows=dict(layers)),
+        classifier=classifier,
+        config=config,
+        digest=content,
+        rank=max(largest_rank(expert) for expert in experts),
+        target_modules=target_modules(deltas),
+    )
+
+
+def sub_folder(folder: Path, name: str) -> Path:
+    """The sub-folder with exactly this name.
+
+    Raises:
+        SourceNotFound: there is none; lists those there are.
+        PathNotAllowed: it is a link that leads elsewhere.
+    """
+    folders = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if name not in folders:
+        listed = ", ".join(folders[:20]) or "none"
+        if len(folders) == 1:
+            files = sorted(path.name for path in (folder / folders[0]).iterdir())[:10]
+            listed += f" (with {', '.join(files) or 'no files'})"
+        raise SourceNotFound(f"{folder.name} has no sub-folder `{name}`; its sub-folders: {listed}", adapter=name)
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise PathNotAllowed(f"{folder.name}/{name} is a link to a place outside of {folder.name}", adapter=name)
+    return folder / name
+
+
+def _expert_folders(folder: Path, order: Sequence[str]) -> list[Path]:
+    return [sub_folder(folder, name) for name in order]
+
+
+def _check_order(order: Sequence[str]) -> None:
+    if not order:
+        raise OrderingUnfit("`order` is empty; an X-LoRA needs its adapters in training order")
+    if len(set(order)) != len(order):
+        double = next(name for name in order if list(order).count(name) > 1)
+        raise OrderingUnfit(f"`order` names `{double}` more than once", adapter=double)
+
+
+def _check_rows(layers: Mapping[str, int]) -> None:
+    if not layers:
+        raise OrderingUnfit("`layers` is empty; an X-LoRA needs the classifier row of each layer")
+    heads = [path for path in layers if _is_head(path)]
+    if heads:
+        _refuse_head()
+    if sorted(layers.values()) != list(range(len(layers))):
+        wrong = [f"`{path}`: {row}" for path, row in layers.items() if not 0 <= row < len(layers)]
+        found = summary(wrong) if wrong else "some row is there twice"
+        raise OrderingUnfit(
+            f"the rows in `layers` must be 0 to {len(layers) - 1}, each once, for its {len(layers)} layers; {found}"
+        )
+
+
+def _check_layers(experts: Sequence[LoraFiles], layers: Mapping[str, int]) -> None:
+    adapted = {path for expert in experts for path in expert.matrices}
+    if any(_is_head(path) for path in adapted):
+        _refuse_head()
+    problems = [f"`{path}` has adapter tensors but no entry in `layers`" for path in sorted(adapted - layers.keys())]
+    problems += [
+        f"`{path}` is in `layers`, but no adapter has tensors for it" for path in layers if path not in adapted
+    ]
+    if problems:
+        raise OrderingUnfit(f"`layers` does not fit the adapters: {summary(problems)}", problems=str(len(problems)))
+
+
+def _is_head(path: str) -> bool:
+    return path.rsplit(".", 1)[-1] == "lm_head"
+
+
+def _refuse_head() -> None:
+    raise AdapterUnsupported("Got an adapter `lm_head` layer, this is unsupported with X-LoRA.", layer="lm_head")
+
+
+def _joined(path: str, experts: Sequence[LoraFiles], weight: float) -> LinearDelta:
+    """Experts side by side; one that does not change this layer contributes no ranks."""
+    parts = [(index, expert.matrices[path]) for index, expert in enumerate(experts) if path in expert.matrices]
+    owners = [torch.full((m.a.shape[0],), index, dtype=torch.int64, device=m.a.device) for index, m in parts]
+    return LinearDelta(
+        a=torch.cat([m.a for _, m in parts]).contiguous(),
+        b=(torch.cat([m.b for _, m in parts], dim=1) * weight).contiguous(),
+        expert_of_rank=torch.cat(owners),
+    )

@@ -1,0 +1,1 @@
+"""Runs accepted requests to their end, a step of the whole batch at a time."""

@@ -1,0 +1,113 @@
+"""An answer in the making: turns logits into tokens, tokens into text, and knows when to stop."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from torch import Tensor
+
+from inference_svc.adapters.registry import Lease
+from inference_svc.engine.output_stream import OutputStream
+from inference_svc.engine.request import (
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Output,
+    ScalingsChunk,
+    ScalingsDetail,
+    TokenLogprobs,
+)
+from inference_svc.engine.sampler import SamplingState, choose, token_logprobs
+from inference_svc.scheduling.sequence import Sequence
+from inference_svc.tokenization.incremental import IncrementalDetokenizer, StopStrings
+from inference_svc.tokenization.tokenizer import ModelTokenizer
+
+
+class Answer:
+    """One accepted request: its sequence, its lease on adapters, its stream, and what it has said so far."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        sequence: Sequence,
+        lease: Lease,
+        stream: OutputStream,
+        tokenizer: ModelTokenizer,
+        seed: int | None,
+        *,
+        is_capped_by_context: bool,
+    ) -> None:
+        self.request = request
+        self.sequence = sequence
+        self.lease = lease
+        self.stream = stream
+        self._eos_token_ids = tokenizer.eos_token_ids
+        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._stop_strings = StopStrings(request.stopping.stop)
+        self._is_capped_by_context = is_capped_by_context
+        self._sampling = SamplingState(
+            request.sampling, random.Random(seed), frozenset(request.prompt_token_ids), Counter()
+        )
+        self._prompt_tokens: list[TokenLogprobs] = []
+        self._scalings: list[ScalingsChunk] = []
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Logits of every prompt row are asked for, and the prompt is still being computed."""
+        return self.request.response.prompt_logprobs is not None and self.sequence.num_generated == 0
+
+    def add_prompt_logits(self, first_position: int, logits: Tensor) -> None:
+        """Take the logits [num_tokens, vocab_size] of prompt rows: row i tells the probability of token i + 1."""
+        num_top = self.request.response.prompt_logprobs
+        assert num_top is not None
+        prompt = self.sequence.token_ids
+        for position, row in enumerate(logits, start=first_position):
+            if position + 1 < self.sequence.num_prompt_tokens:
+                self._prompt_tokens.append(token_logprobs(row, prompt[position + 1], num_top))
+
+    def add_scalings(self, first_position: int, scalings: Tensor) -> None:
+        """Take the scalings [num_tokens, num_layers, num_experts] of rows."""
+        if self.request.response.scalings is ScalingsDetail.MEAN:
+            scalings = scalings.mean(dim=1, keepdim=True)
+        self._scalings.append(ScalingsChunk(first_position, scalings.float().cpu().numpy()))
+
+    def choose_next(self, logits: Tensor) -> bool:
+        """Choose a token from logits [vocab_size] and send it; True if the answer is complete."""
+        request, sequence = self.request, self.sequence
+        too_short = sequence.num_generated < request.stopping.min_tokens
+        token_id = choose(logits, self._sampling, self._eos_token_ids if too_short else frozenset())
+        sequence.token_ids.append(token_id)
+        self._sampling.generated[token_id] += 1
+        num_top = request.response.logprobs
+        token = TokenLogprobs(token_id) if num_top is None else token_logprobs(logits, token_id, num_top)
+        is_eos = token_id in self._eos_token_ids and not request.stopping.ignore_eos
+        # Once the answer is complete, what was held back for a character or a stop string goes out too.
+        is_last = is_eos or len(sequence.token_ids) >= sequence.max_total_tokens
+        text = "" if is_eos else self._detokenizer.push([token_id])
+        if is_last:
+            text += self._detokenizer.finish()
+        stopped = self._stop_strings.push(text)
+        text = stopped.emit
+        if is_last and stopped.matched is None:
+            text += self._stop_strings.finish()
+        self._send(text, token)
+        if stopped.matched is not None:
+            return self._finish(FinishReason.STOP, stopped.matched)
+        if is_eos:
+            return self._finish(FinishReason.EOS)
+        if is_last:
+            return self._finish(FinishReason.CONTEXT if self._is_capped_by_context else FinishReason.MAX_TOKENS)
+        return False
+
+    def _send(self, text: str, token: TokenLogprobs) -> None:
+        output = Output(text, (token,), tuple(self._prompt_tokens), tuple(self._scalings))
+        self._prompt_tokens, self._scalings = [], []
+        self.stream.put(output)
+
+    def _finish(self, reason: FinishReason, stop: str | None = None) -> bool:
+        sequence = self.sequence
+        self.stream.put(
+            Finished(reason, stop, sequence.num_prompt_tokens, sequence.num_generated, self.lease.applied)
+        )
+        return True

@@ -1,0 +1,251 @@
+"""The engine: a thread that takes requests in, runs steps of the whole batch, and hands tokens out."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from inference_svc.adapters.registry import AdapterRegistry
+from inference_svc.engine.answer import Answer
+from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
+from inference_svc.engine.output_stream import OutputStream
+from inference_svc.engine.request import Failed, GenerationRequest, ScalingsDetail, Started
+from inference_svc.errors import (
+    Draining,
+    EngineStopped,
+    InferenceError,
+    InvalidRequest,
+    PromptTooLong,
+    QueueFull,
+    ReaderTooSlow,
+    RequestTooLarge,
+)
+from inference_svc.kv_cache.blocks import BlockPool
+from inference_svc.kv_cache.cache import KVCache
+from inference_svc.models.base_model import BaseModel
+from inference_svc.scheduling.scheduler import Scheduler
+from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
+
+BLOCK_SIZE = 16
+DEFAULT_MAX_TOKENS = 1024
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of the engine, in tokens and requests."""
+
+    max_batch_tokens: int = 512
+    max_running: int = 64
+    max_waiting: int = 256
+    kv_cache_tokens: int = 16384
+    context_length: int | None = None  # a cap below the model's own
+    slow_reader_seconds: float = 30.0
+
+
+class Engine:
+    """Owns the scheduler, the cache and the answers; everything but `submit` and the properties runs in its thread."""
+
+    def __init__(self, base: BaseModel, registry: AdapterRegistry, config: EngineConfig) -> None:
+        self.config = config
+        self.context_length = min(config.context_length or base.config.context_length, base.config.context_length)
+        num_blocks = max(1, config.kv_cache_tokens // BLOCK_SIZE)
+        self.pool = BlockPool(num_blocks, BLOCK_SIZE)
+        self.scheduler = Scheduler(
+            self.pool,
+            max_running=config.max_running,
+            max_batch_tokens=max(config.max_batch_tokens, config.max_running),
+        )
+        cache = KVCache(
+            base.config.num_layers,
+            num_blocks,
+            BLOCK_SIZE,
+            base.config.num_kv_heads,
+            base.config.head_dim,
+            dtype=base.model.dtype,
+            device=base.device,
+        )
+        self._runner = ModelRunner(base.model, cache, base.device)
+        self._tokenizer = base.tokenizer
+        self._registry = registry
+        self._answers: dict[Sequence, Answer] = {}
+        self._inbox: deque[Answer] = deque()
+        self._wake = threading.Condition()
+        self._draining = False
+        self._stopping = False
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    @property
+    def is_healthy(self) -> bool:
+        """The thread runs and no step has failed."""
+        return self._thread.is_alive() and self._failure is None
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that were accepted and have not ended."""
+        return len(self._answers) + len(self._inbox)
+
+    def submit(self, request: GenerationRequest, on_ready: Callable[[], None]) -> OutputStream:
+        """Accept a request; any thread. From here on it ends with Finished or Failed, unless it is cancelled.
+
+        Args:
+            request: what to run.
+            on_ready: called in the engine's thread whenever the stream has something to take; must not block.
+
+        Raises:
+            Draining, EngineStopped: nothing is accepted any more.
+            PromptTooLong, InvalidRequest, RequestTooLarge: it can never run.
+            QueueFull: it cannot run now.
+            AdapterNotFound, AdapterWrongKind: its adapters cannot be had.
+        """
+        if self._draining:
+            raise Draining("the service is shutting down and takes no new requests: send it to another one")
+        if not self.is_healthy:
+            raise EngineStopped(f"the engine has stopped ({self._failure}): restart the service")
+        num_prompt = len(request.prompt_token_ids)
+        if num_prompt == 0:
+            raise InvalidRequest("prompt", "the prompt has no tokens: send at least one")
+        if num_prompt >= self.context_length:
+            raise PromptTooLong(
+                "prompt",
+                f"the prompt has {num_prompt} tokens and the context holds {self.context_length}: "
+                f"send at most {self.context_length - 1}",
+                prompt_tokens=str(num_prompt),
+                context_length=str(self.context_length),
+            )
+        if len(self._inbox) + self.scheduler.num_waiting >= self.config.max_waiting:
+            raise QueueFull(f"{self.config.max_waiting} requests are waiting, the most allowed: try again later")
+        stopping = request.stopping
+        max_tokens = DEFAULT_MAX_TOKENS if stopping.max_tokens is None else stopping.max_tokens
+        room = self.context_length - num_prompt
+        lease = self._registry.lease(request.selection)
+        sequence = Sequence(
+            request.request_id,
+            list(request.prompt_token_ids),
+            num_prompt,
+            num_prompt + min(max_tokens, room),
+            needs_scaling_pass=lease.mixture.xlora is not None,
+        )
+        if (needed := self.scheduler.blocks_needed(sequence)) > self.pool.num_blocks:
+            lease.release()
+            raise RequestTooLarge(
+                f"the request needs {needed * BLOCK_SIZE} cache tokens and there are "
+                f"{self.pool.num_blocks * BLOCK_SIZE}: ask for fewer new tokens, or raise --kv-cache-tokens"
+            )
+        seed = None if request.sampling.is_greedy else request.sampling.seed
+        if seed is None and not request.sampling.is_greedy:
+            seed = random.getrandbits(63)
+        stream = OutputStream(request.request_id, on_ready)
+        answer = Answer(request, sequence, lease, stream, self._tokenizer, seed, is_capped_by_context=room < max_tokens)
+        stream.put(Started(request.request_id, num_prompt, lease.applied, seed))
+        with self._wake:
+            self._inbox.append(answer)
+            self._wake.notify()
+        return stream
+
+    def drain(self, timeout_seconds: float) -> bool:
+        """Refuse new requests and wait for the running ones; False if some were still running at the end."""
+        self._draining = True
+        deadline = time.monotonic() + timeout_seconds
+        while self.num_unfinished and self.is_healthy and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.num_unfinished == 0
+
+    def stop(self) -> None:
+        """End the thread; requests that are still running fail with Draining."""
+        with self._wake:
+            self._draining = self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def check_integrity(self) -> None:
+        """No request is left over and every block is back; for tests, when idle."""
+        assert not self._answers
+        assert not self._inbox
+        self.pool.check_integrity()
+        assert self.pool.num_free == self.pool.num_blocks
+
+    def _loop(self) -> None:
+        try:
+            while self._wait_for_work():
+                self.step()
+            self._fail_all(Draining("the service is shutting down: send the request to another one"))
+        except Exception as error:
+            # One bad step leaves the cache in an unknown state: everybody is told, and health turns.
+            log.exception("engine.failed")
+            self._failure = error
+            self._fail_all(EngineStopped("the engine failed while it ran this request: restart the service"))
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or self._inbox or self.scheduler.has_work)
+        return not self._stopping
+
+    def step(self) -> None:
+        """Run one step of the whole batch."""
+        self._take_in()
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return
+        results = self._runner.run([self._row_request(item) for item in scheduled])
+        for item, result in zip(scheduled, results, strict=True):
+            self._advance(item, result)
+
+    def _take_in(self) -> None:
+        """Admit what has arrived; drop what nobody reads any more."""
+        while self._inbox:
+            answer = self._inbox.popleft()
+            self._answers[answer.sequence] = answer
+            self.scheduler.add(answer.sequence)
+        for answer in list(self._answers.values()):
+            if answer.stream.is_cancelled:
+                self._end(answer)
+            elif answer.stream.seconds_unread() > self.config.slow_reader_seconds:
+                self._end(answer, ReaderTooSlow(f"nothing was read for {self.config.slow_reader_seconds:g} seconds"))
+
+    def _row_request(self, item: ScheduledSequence) -> RowRequest:
+        answer = self._answers[item.sequence]
+        return RowRequest(item, answer.lease.mixture, answer.wants_prompt_logits)
+
+    def _advance(self, item: ScheduledSequence, result: RowResult) -> None:
+        answer = self._answers[item.sequence]
+        wants_scalings = answer.request.response.scalings is not ScalingsDetail.NONE
+        if wants_scalings and result.scalings is not None:
+            answer.add_scalings(item.first_position, result.scalings)
+        is_at_end = item.reaches_end
+        if answer.wants_prompt_logits and result.logits is not None:
+            answer.add_prompt_logits(item.first_position, result.logits)
+        item.sequence.num_computed += item.num_tokens
+        if not is_at_end:
+            return
+        assert result.logits is not None
+        if answer.choose_next(result.logits[-1]):
+            self._end(answer)
+
+    def _end(self, answer: Answer, error: InferenceError | None = None) -> None:
+        self.scheduler.remove(answer.sequence)
+        del self._answers[answer.sequence]
+        answer.lease.release()
+        if error is not None:
+            answer.stream.put(Failed(error))
+
+    def _fail_all(self, error: InferenceError) -> None:
+        self._draining = True
+        while self._inbox:
+            answer = self._inbox.popleft()
+            self._answers[answer.sequence] = answer
+            self.scheduler.add(answer.sequence)
+        for answer in list(self._answers.values()):
+            self._end(answer, error)

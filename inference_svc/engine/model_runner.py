@@ -1,0 +1,164 @@
+"""Turns a schedule into forward passes: the only place where lists become tensors.
+
+A step is one pass, or two if X-LoRA is in it. The first pass carries every base and LoRA row, and the scaling pass of every
+X-LoRA row (the plain base model, on a cache of its own); its hidden states give the scalings. The second pass carries the
+X-LoRA rows alone, with those scalings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference_svc.adapters.bank import AdapterBank
+from inference_svc.adapters.selection import Mixture
+from inference_svc.kv_cache.cache import KVCache
+from inference_svc.layers.batch import AdapterRows, AttentionSegment, ForwardBatch
+from inference_svc.models.llama import LlamaModel
+from inference_svc.scheduling.sequence import ScheduledSequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowRequest:
+    """What the runner has to compute for one sequence of a step."""
+
+    scheduled: ScheduledSequence
+    mixture: Mixture
+    all_logits: bool  # of every row (prompt log probabilities), not only of the last
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowResult:
+    """What came out of a step for one sequence."""
+
+    logits: Tensor | None  # float32 [num_tokens or 1, vocab_size]; None if the prompt is not at its end
+    scalings: Tensor | None  # float32 [num_tokens, num_layers, num_experts], X-LoRA only
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """Rows of one sequence in one pass."""
+
+    request: RowRequest
+    blocks: list[int]
+    first_row: int
+    scalings: Tensor | None  # [num_tokens, num_layers, num_experts]: the real pass of an X-LoRA
+    is_scaling_pass: bool
+
+    @property
+    def num_rows(self) -> int:
+        return self.request.scheduled.num_tokens
+
+
+class ModelRunner:
+    """Runs steps of a model on its cache."""
+
+    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device) -> None:
+        self.model = model
+        self.cache = cache
+        self.device = device
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[RowRequest]) -> list[RowResult]:
+        """Compute the scheduled rows; results in the order of the requests."""
+        results: dict[int, RowResult] = {}
+        first_pass = self._pieces(requests, {})
+        hidden = self._forward(first_pass)
+        scalings: dict[int, Tensor] = {}
+        for piece in first_pass:
+            if piece.is_scaling_pass:
+                assert piece.request.mixture.xlora is not None
+                rows = hidden[piece.first_row : piece.first_row + piece.num_rows]
+                scalings[id(piece.request)] = self._classify(piece, rows)
+        self._logits([p for p in first_pass if not p.is_scaling_pass], hidden, results)
+        if scalings:
+            second_pass = self._pieces([r for r in requests if id(r) in scalings], scalings)
+            self._logits(second_pass, self._forward(second_pass), results)
+        return [results[id(request)] for request in requests]
+
+    def _pieces(self, requests: Sequence[RowRequest], scalings: Mapping[int, Tensor]) -> list[_Piece]:
+        """Rows of a pass: X-LoRA requests take part with their scalings if they have them, else as a scaling pass."""
+        pieces, row = [], 0
+        for request in requests:
+            sequence = request.scheduled.sequence
+            known = scalings.get(id(request))
+            is_scaling_pass = request.mixture.xlora is not None and known is None
+            blocks = sequence.scaling_blocks if is_scaling_pass else sequence.blocks
+            pieces.append(_Piece(request, blocks, row, known, is_scaling_pass))
+            row += request.scheduled.num_tokens
+        return pieces
+
+    def _classify(self, piece: _Piece, hidden: Tensor) -> Tensor:
+        """Scalings of a sequence's rows, a fixed number of rows at a time where arithmetic must not follow the batch."""
+        assert piece.request.mixture.xlora is not None
+        classifier = piece.request.mixture.xlora.classifier
+        if not self.model.kernels.batch_invariant:
+            return classifier.scalings(hidden.float())
+        return torch.cat([classifier.scalings(row) for row in hidden.float().split(1)])
+
+    def _forward(self, pieces: list[_Piece]) -> Tensor:
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        segments = []
+        block_size = self.cache.block_size
+        for piece in pieces:
+            first = piece.request.scheduled.first_position
+            span = range(first, first + piece.num_rows)
+            token_ids += piece.request.scheduled.sequence.token_ids[span.start : span.stop]
+            positions += span
+            slots += [piece.blocks[p // block_size] * block_size + p % block_size for p in span]
+            blocks = torch.tensor(piece.blocks, device=self.device)
+            segments.append(AttentionSegment(piece.first_row, piece.num_rows, first, blocks))
+        batch = ForwardBatch(
+            torch.tensor(token_ids, device=self.device),
+            torch.tensor(positions, device=self.device),
+            torch.tensor(slots, device=self.device),
+            tuple(segments),
+            self._adapter_rows([(p, list(range(p.first_row, p.first_row + p.num_rows)), p.scalings) for p in pieces]),
+        )
+        return self.model.hidden_states(batch, self.cache)
+
+    def _logits(self, pieces: list[_Piece], hidden: Tensor, results: dict[int, RowResult]) -> None:
+        """Logits of the rows that choose a token or that the client wants to see."""
+        wanted: list[int] = []
+        spans: list[tuple[_Piece, list[int], Tensor | None]] = []
+        for piece in pieces:
+            results[id(piece.request)] = RowResult(None, piece.scalings)
+            first = 0 if piece.request.all_logits else piece.num_rows - 1
+            if not (piece.request.all_logits or piece.request.scheduled.reaches_end):
+                continue
+            local = list(range(len(wanted), len(wanted) + piece.num_rows - first))
+            wanted += range(piece.first_row + first, piece.first_row + piece.num_rows)
+            spans.append((piece, local, None if piece.scalings is None else piece.scalings[first:]))
+        if not wanted:
+            return
+        rows = hidden.index_select(0, torch.tensor(wanted, device=self.device))
+        logits = self.model.logits(rows, self._adapter_rows(spans))
+        for piece, local, _ in spans:
+            results[id(piece.request)] = RowResult(logits[local[0] : local[-1] + 1], piece.scalings)
+
+    def _adapter_rows(self, spans: Sequence[tuple[_Piece, list[int], Tensor | None]]) -> tuple[AdapterRows, ...]:
+        """Group rows by bank, banks by digest."""
+        rows: dict[str, list[int]] = {}
+        scalings: dict[str, list[Tensor]] = {}
+        banks: dict[str, AdapterBank] = {}
+        for piece, indices, dynamic in spans:
+            mixture = piece.request.mixture
+            parts = [
+                (w.bank, torch.full((len(indices), 1, 1), w.weight, device=self.device, dtype=self.model.dtype))
+                for w in mixture.constant
+            ]
+            if mixture.xlora is not None and dynamic is not None:
+                parts.append((mixture.xlora.bank, dynamic.to(self.model.dtype)))
+            for bank, values in parts:
+                banks[bank.digest] = bank
+                rows.setdefault(bank.digest, []).extend(indices)
+                scalings.setdefault(bank.digest, []).append(values)
+        return tuple(
+            AdapterRows(banks[digest], torch.tensor(rows[digest], device=self.device), torch.cat(scalings[digest]))
+            for digest in sorted(banks)
+        )

@@ -1,0 +1,177 @@
+"""The vocabulary of the engine: what a request says, and the events that answer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference_svc.adapters.selection import ActiveSelection, AppliedAdapter, Selection
+from inference_svc.errors import InferenceError, InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; the defaults change nothing. Ranges are those of the contract."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse truncation of a distribution that greedy choice never draws from.
+
+        Raises:
+            InvalidRequest: temperature 0 together with top_p, top_k or min_p.
+        """
+        if self.is_greedy:
+            for name, neutral in (("top_p", 1.0), ("top_k", None), ("min_p", 0.0)):
+                value = getattr(self, name)
+                if value != neutral and not (name == "top_k" and value == 1):
+                    raise InvalidRequest(
+                        f"sampling.{name}",
+                        f"temperature 0 asks for the most probable token, {name} {value} for a draw: set one of them",
+                    )
+
+    @property
+    def is_greedy(self) -> bool:
+        """The most probable token, always."""
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Logits depend on tokens seen."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """When an answer ends."""
+
+    max_tokens: int | None = None  # None: as many as fit, at most DEFAULT_MAX_TOKENS
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that exclude each other.
+
+        Raises:
+            InvalidRequest: min_tokens above max_tokens.
+        """
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                "stopping.min_tokens", f"min_tokens {self.min_tokens} is more than max_tokens {self.max_tokens}"
+            )
+
+
+class ScalingsDetail(Enum):
+    """How much of the X-LoRA scalings to return."""
+
+    NONE = "none"
+    MEAN = "mean"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseOptions:
+    """What to return beside the text."""
+
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    scalings: ScalingsDetail = ScalingsDetail.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A request as the engine takes it: already tokenized and validated against the contract's ranges."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    selection: Selection = field(default_factory=ActiveSelection)
+    sampling: Sampling = field(default_factory=Sampling)
+    stopping: Stopping = field(default_factory=Stopping)
+    response: ResponseOptions = field(default_factory=ResponseOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token and, if asked for, its log probability and those of the most probable ones."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScalingsChunk:
+    """Scalings of consecutive positions."""
+
+    first_position: int
+    values: NDArray[np.float32]  # [num_tokens, num_layers or 1, num_adapters]
+
+
+class FinishReason(Enum):
+    """Why an answer ended."""
+
+    EOS = "eos"
+    STOP = "stop"
+    MAX_TOKENS = "max_tokens"
+    CONTEXT = "context"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was accepted; always the first event."""
+
+    request_id: str
+    prompt_tokens: int
+    applied: tuple[AppliedAdapter, ...]
+    seed: int | None  # None: greedy
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Output:
+    """New tokens and what belongs to them."""
+
+    text: str
+    tokens: tuple[TokenLogprobs, ...]
+    prompt_tokens: tuple[TokenLogprobs, ...] = ()
+    scalings: tuple[ScalingsChunk, ...] = ()
+
+    def joined_with(self, later: Output) -> Output:
+        """This output and the next as one."""
+        return Output(
+            self.text + later.text,
+            self.tokens + later.tokens,
+            self.prompt_tokens + later.prompt_tokens,
+            self.scalings + later.scalings,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is complete; always the last event of a request that did not fail."""
+
+    reason: FinishReason
+    stop: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    applied: tuple[AppliedAdapter, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """The request ended without an answer; always the last event."""
+
+    error: InferenceError
+
+
+Event = Started | Output | Finished | Failed

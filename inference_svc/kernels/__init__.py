@@ -1,0 +1,1 @@
+"""Each operation's definition in plain torch, and faster versions beside it."""

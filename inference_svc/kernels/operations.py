@@ -1,0 +1,51 @@
+"""The operations that a forward pass is made of, as an interface: the reference defines them, others are faster."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from inference_svc.kv_cache.cache import KVCache
+from inference_svc.layers.batch import AttentionSegment
+from inference_svc.weights.quantization import QuantizedTensor
+
+
+class Kernels(Protocol):
+    """One implementation of every operation; chosen once, at start."""
+
+    @property
+    def name(self) -> str:
+        """`reference`, `native`: what the start-up line says."""
+        ...
+
+    @property
+    def batch_invariant(self) -> bool:
+        """True if no row's arithmetic depends on the other rows."""
+        ...
+
+    def linear(self, x: Tensor, weight: QuantizedTensor) -> Tensor:
+        """[num_tokens, in_features] times the transpose of a packed [out_features, in_features] weight."""
+        ...
+
+    def dense(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """[num_tokens, in_features] times the transpose of a dense [out_features, in_features] matrix."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Root-mean-square norm over the last axis (arXiv 1910.07467)."""
+        ...
+
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate [num_tokens, num_heads, head_dim] by cos and sin [num_tokens, head_dim / 2] (halves, not pairs)."""
+        ...
+
+    def silu_product(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up."""
+        ...
+
+    def attention(
+        self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], scale: float
+    ) -> Tensor:
+        """Causal grouped-query attention of [num_tokens, num_heads, head_dim] over the cached keys and values."""
+        ...

@@ -1,0 +1,100 @@
+"""Every operation in plain torch: the definition that faster kernels are tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from inference_svc.kv_cache.cache import KVCache
+from inference_svc.layers.batch import AttentionSegment
+from inference_svc.weights.quantization import QuantizedTensor
+
+# Rows in one product of the batch-invariant mode. A product of a fixed shape treats each row the same wherever it stands
+# and whatever stands beside it; one whose shape follows the batch does not (libraries choose their blocking by shape).
+ROW_TILE = 16
+
+
+class ReferenceKernels:
+    """Plain torch, on any device, in the dtype of the activations."""
+
+    def __init__(self, *, batch_invariant: bool) -> None:
+        self.name = "reference"
+        self.batch_invariant = batch_invariant
+
+    def linear(self, x: Tensor, weight: QuantizedTensor) -> Tensor:
+        """Dequantize, then multiply."""
+        return self.dense(x, weight.dequantize(x.dtype))
+
+    def dense(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """[num_tokens, in_features] times the transpose of [out_features, in_features]."""
+        if not self.batch_invariant:
+            return F.linear(x, matrix)
+        return _by_row_tiles(lambda tile: F.linear(tile, matrix), x)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight, in float32."""
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The first half of a head is rotated against the second (the layout of Hugging Face checkpoints)."""
+        half = x.shape[-1] // 2
+        first, second = x[..., :half], x[..., half:]
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    def silu_product(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up."""
+        return F.silu(gate) * up
+
+    def attention(
+        self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], scale: float
+    ) -> Tensor:
+        """Segment by segment, in tiles of queries that are aligned to cache blocks.
+
+        A tile always has block_size queries (missing ones are zeros) and sees keys up to the end of its own block, so that
+        the shape of its products is a function of the position alone: however a prompt is cut into chunks, and whoever is
+        in the batch, a query's arithmetic is the same.
+        """
+        output = torch.empty_like(queries)
+        for segment in segments:
+            end = segment.first_position + segment.num_rows
+            keys, values = cache.read(layer, segment.blocks[: -(-end // cache.block_size)])
+            position = segment.first_position
+            while position < end:
+                tile_start = position - position % cache.block_size
+                tile_end = tile_start + cache.block_size
+                count = min(tile_end, end) - position
+                row = segment.first_row + position - segment.first_position
+                tile = queries.new_zeros((cache.block_size, *queries.shape[1:]))
+                offset = position - tile_start
+                tile[offset : offset + count] = queries[row : row + count]
+                attended = _attend(tile, keys[:tile_end], values[:tile_end], tile_start, scale)
+                output[row : row + count] = attended[offset : offset + count]
+                position += count
+        return output
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, first_position: int, scale: float) -> Tensor:
+    """Queries [n, num_heads, head_dim] at first_position.. over keys and values [k, num_kv_heads, head_dim]."""
+    n, num_heads, head_dim = queries.shape
+    num_keys, num_kv_heads = keys.shape[:2]
+    group = num_heads // num_kv_heads
+    # [num_kv_heads, n * group, head_dim]: the heads of a group share keys and values, so they are rows of one product.
+    q = queries.reshape(n, num_kv_heads, group, head_dim).permute(1, 0, 2, 3).reshape(num_kv_heads, n * group, head_dim)
+    scores = torch.bmm(q, keys.permute(1, 2, 0)) * scale
+    query_positions = torch.arange(first_position, first_position + n, device=queries.device)
+    hidden = torch.arange(num_keys, device=queries.device)[None, :] > query_positions[:, None]  # [n, k]
+    scores = scores.masked_fill(hidden.repeat_interleave(group, dim=0), float("-inf"))
+    mixed = torch.bmm(torch.softmax(scores.float(), dim=-1).to(q.dtype), values.permute(1, 0, 2))
+    return mixed.reshape(num_kv_heads, n, group, head_dim).permute(1, 0, 2, 3).reshape(n, num_heads, head_dim)
+
+
+def _by_row_tiles(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a product to tiles of ROW_TILE rows, the last one filled up with zeros."""
+    num_rows = x.shape[0]
+    padded = F.pad(x, (0, 0, 0, -num_rows % ROW_TILE))
+    return torch.cat([product(tile) for tile in padded.split(ROW_TILE)])[:num_rows]

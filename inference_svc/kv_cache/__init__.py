@@ -1,0 +1,1 @@
+"""Blocks of keys and values: the bookkeeping, and the tensors."""

@@ -1,0 +1,47 @@
+"""The keys and values of all sequences, in blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Keys and values by layer, block and slot. Which block belongs to whom is the block pool's business."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        # Zeros, not garbage: a slot that is masked out still takes part in a product, and 0 * NaN is NaN.
+        shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
+        self.block_size = block_size
+        self._keys = torch.zeros(shape, dtype=dtype, device=device)
+        self._values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return 2 * self._keys.numel() * self._keys.element_size()
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values in place, [num_blocks, block_size, num_kv_heads, head_dim] each."""
+        return self._keys[layer], self._values[layer]
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values [num_tokens, num_kv_heads, head_dim] at slots int64 [num_tokens]."""
+        self._keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
+        self._values[layer].flatten(0, 1).index_copy_(0, slots, values)
+
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [len(blocks) * block_size, num_kv_heads, head_dim] of blocks int64 [num_blocks]."""
+        return self._keys[layer].index_select(0, blocks).flatten(0, 1), self._values[layer].index_select(
+            0, blocks
+        ).flatten(0, 1)

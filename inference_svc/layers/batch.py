@@ -1,0 +1,42 @@
+"""What one forward pass computes: rows of tokens, where their keys and values lie, which adapters change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from inference_svc.adapters.bank import AdapterBank
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionSegment:
+    """Consecutive rows of one sequence."""
+
+    first_row: int
+    num_rows: int
+    first_position: int
+    blocks: Tensor  # int64 [>= blocks for first_position + num_rows], the sequence's cache blocks
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterRows:
+    """The rows that a bank changes, and how strongly."""
+
+    bank: AdapterBank
+    rows: Tensor  # int64 [num_adapter_rows]
+    # [num_adapter_rows, 1, num_experts] where all layers have the same scalings (constant weights), else
+    # [num_adapter_rows, num_layers, num_experts], read at the bank's scaling row of the module.
+    scalings: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardBatch:
+    """One forward pass; built by the model runner, read by models and layers."""
+
+    token_ids: Tensor  # int64 [num_tokens]
+    positions: Tensor  # int64 [num_tokens]
+    slots: Tensor  # int64 [num_tokens], cache slot that each row's key and value are written to
+    segments: tuple[AttentionSegment, ...]
+    # Sorted by bank digest: the order in which a row's deltas are added never depends on the rest of the batch.
+    adapters: tuple[AdapterRows, ...] = field(default=())

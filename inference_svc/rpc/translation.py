@@ -1,0 +1,35 @@
+"""Errors of the parts that know nothing of requests, in the terms of a request."""
+
+from __future__ import annotations
+
+from inference_svc.errors import (
+    AdapterMalformed,
+    AdapterUnsupported,
+    HubUnavailable,
+    InferenceError,
+    InvalidRequest,
+    PathNotAllowed,
+    SourceNotFound,
+)
+from inference_svc.tokenization import errors as tokenization
+from inference_svc.weights import errors as weights
+
+OF_WEIGHTS: dict[type[weights.WeightsError], type[InferenceError]] = {
+    weights.MalformedFile: AdapterMalformed,
+    weights.UnsupportedFile: AdapterUnsupported,
+    weights.FileMissing: SourceNotFound,
+    weights.HubUnavailable: HubUnavailable,
+    weights.PathNotAllowed: PathNotAllowed,
+}
+
+
+def as_inference_error(error: Exception) -> InferenceError | None:
+    """What the caller is told about an error of the files or the tokenizer; None for any other error."""
+    if isinstance(error, tokenization.ChatTemplateError):
+        return InvalidRequest("prompt.chat", str(error))
+    if isinstance(error, tokenization.TokenizationError):
+        return InvalidRequest("prompt", str(error))
+    for kind, ours in OF_WEIGHTS.items():
+        if isinstance(error, kind):
+            return ours(str(error))
+    return None

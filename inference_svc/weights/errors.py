@@ -1,0 +1,39 @@
+"""What can be wrong with a model or adapter file.
+
+    WeightsError
+    ├── FileMissing        it is not where the reference says
+    ├── MalformedFile      it is truncated, lies about itself, or breaks its format
+    ├── UnsupportedFile    it is valid, but of a kind that is not supported
+    ├── PathNotAllowed     it lies outside the allowed roots
+    └── HubUnavailable     the hub cannot be reached, or does not have it
+"""
+
+from __future__ import annotations
+
+
+class WeightsError(Exception):
+    """A file cannot be used; `path` names it."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = path
+
+
+class FileMissing(WeightsError):
+    """It is not where the reference says."""
+
+
+class MalformedFile(WeightsError):
+    """It is truncated, lies about itself, or breaks its format."""
+
+
+class UnsupportedFile(WeightsError):
+    """It is valid, but of a kind that is not supported."""
+
+
+class PathNotAllowed(WeightsError):
+    """It lies outside the allowed roots."""
+
+
+class HubUnavailable(WeightsError):
+    """The hub cannot be reached, or does not have it."""

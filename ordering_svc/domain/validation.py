@@ -1,0 +1,138 @@
+"""Judges a document: every problem at once, each with a stable code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ordering_svc.domain.architectures import ModelStructure
+from ordering_svc.domain.layer_validation import layer_problems
+from ordering_svc.domain.ordering import (
+    DOCUMENT_KEYS,
+    MAX_NAMES,
+    MAX_PRELOAD_ADAPTERS,
+    AdapterKind,
+    OrderingDocument,
+)
+from ordering_svc.domain.ordering_json import ParsedFile, parse_file
+from ordering_svc.domain.problems import Problem, Severity, in_document_order, shown
+
+MAX_NAME_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What a document is judged against, beside the rules that always hold."""
+
+    kind: AdapterKind = AdapterKind.UNSPECIFIED
+    structure: ModelStructure | None = None  # of the base model, where it is known
+    quantized_architecture: str = ""  # a key of QUANTIZED_LAYERS, or nothing
+
+
+def validate_file(file: bytes, expectations: Expectations) -> tuple[Problem, ...]:
+    """Every problem of an ordering file, in file order; never raises."""
+    return validate_parsed(parse_file(file), expectations)
+
+
+def validate_parsed(parsed: ParsedFile, expectations: Expectations) -> tuple[Problem, ...]:
+    """Every problem of a file that has been read, in file order."""
+    if not parsed.keys and parsed.problems:  # nothing could be read: what is missing would be noise
+        return parsed.problems
+    has_unread_rows = any(problem.is_error and problem.field.startswith("layers") for problem in parsed.problems)
+    found = (*parsed.problems, *_document_problems(parsed.document, expectations, has_unread_rows=has_unread_rows))
+    return in_document_order(found, (*parsed.keys, *(key for key in DOCUMENT_KEYS if key not in parsed.keys)))
+
+
+def validate_document(document: OrderingDocument, expectations: Expectations) -> tuple[Problem, ...]:
+    """Every problem of a document, in the order of its keys."""
+    return in_document_order(_document_problems(document, expectations, has_unread_rows=False), DOCUMENT_KEYS)
+
+
+def _document_problems(
+    document: OrderingDocument, expectations: Expectations, *, has_unread_rows: bool
+) -> Iterator[Problem]:
+    yield from _order_problems(document.order, expectations.kind)
+    yield from layer_problems(
+        document.layers,
+        is_xlora=expectations.kind is AdapterKind.XLORA,
+        structure=expectations.structure,
+        quantized_architecture=expectations.quantized_architecture,
+        has_unread_rows=has_unread_rows,
+    )
+    yield from _base_model_problems(document.base_model_id)
+    yield from _preload_problems(document)
+    yield from _collision_problems(document.order or ())
+
+
+def _order_problems(order: tuple[str, ...] | None, kind: AdapterKind) -> Iterator[Problem]:
+    if kind is AdapterKind.XLORA and order is None:
+        message = "order is missing: an X-LoRA needs its adapter names in the order of training."
+        yield Problem("ORDER_MISSING", "order", message)
+    if kind is AdapterKind.XLORA and order == ():
+        yield Problem("ORDER_EMPTY", "order", "order is empty: an X-LoRA needs at least one adapter name.")
+    if order is not None and len(order) > MAX_NAMES:
+        yield Problem("TOO_MANY_ENTRIES", "order", f"order has {len(order)} names, the limit is {MAX_NAMES}.")
+    first_place: dict[str, int] = {}
+    for index, name in enumerate(order or ()):
+        field = f"order[{index}]"
+        if name in first_place:
+            message = f"The adapter {shown(name)} is already order[{first_place[name]}]: each name may be there once."
+            yield Problem("ORDER_DUPLICATE", field, message, entry=index)
+        first_place.setdefault(name, index)
+        yield from _name_problems(name, field, index)
+
+
+def _name_problems(name: str, field: str, entry: int) -> Iterator[Problem]:
+    if not name.strip():
+        yield Problem("NAME_EMPTY", field, f"{field} is empty: write the name of an adapter.", entry=entry)
+    elif len(name) > MAX_NAME_LENGTH:
+        message = f"{field} has {len(name)} characters, the limit is {MAX_NAME_LENGTH}: {shown(name)}."
+        yield Problem("NAME_TOO_LONG", field, message, entry=entry)
+    elif not name.isprintable() or name.startswith("/") or not {".", ".."}.isdisjoint(name.split("/")):
+        message = f"{field} is {shown(name)}, which cannot be a folder of the adapters: use printable letters, no `..`."
+        yield Problem("NAME_INVALID", field, message, entry=entry)
+
+
+def _base_model_problems(base_model_id: str | None) -> Iterator[Problem]:
+    field = "base_model_id"
+    if base_model_id is None:
+        yield Problem(
+            "BASE_MODEL_ID_MISSING", field, "base_model_id is missing: name the model the adapters were trained on."
+        )
+    elif not base_model_id.strip():
+        yield Problem(
+            "BASE_MODEL_ID_EMPTY", field, "base_model_id is empty: name the model the adapters were trained on."
+        )
+
+
+def _preload_problems(document: OrderingDocument) -> Iterator[Problem]:
+    adapters = document.preload_adapters or ()
+    if len(adapters) > MAX_PRELOAD_ADAPTERS:
+        message = f"preload_adapters has {len(adapters)} entries, the limit is {MAX_PRELOAD_ADAPTERS}."
+        yield Problem("TOO_MANY_ENTRIES", "preload_adapters", message)
+    first_place: dict[str, int] = {}
+    for index, adapter in enumerate(adapters):
+        field = f"preload_adapters[{index}]"
+        if adapter.name in first_place:
+            message = (
+                f"The adapter {shown(adapter.name)} is already preload_adapters[{first_place[adapter.name]}]: keep one."
+            )
+            yield Problem("PRELOAD_DUPLICATE", f"{field}.name", message, entry=index)
+        first_place.setdefault(adapter.name, index)
+        yield from _name_problems(adapter.name, f"{field}.name", index)
+        if not adapter.adapter_model_id.strip():
+            message = f"The adapter {shown(adapter.name)} has no place: write a folder or a hub id."
+            yield Problem("PRELOAD_PLACE_EMPTY", f"{field}.adapter_model_id", message, entry=index)
+
+
+def _collision_problems(order: Sequence[str]) -> Iterator[Problem]:
+    """Names that begin another one: the reference system finds `adapter_1` in the folder of `adapter_10` too."""
+    names = sorted(set(order))
+    for shorter, longer in zip(names, names[1:], strict=False):  # sorted, so a longer one follows at once
+        if shorter.strip() and longer.startswith(shorter):
+            index = order.index(shorter)
+            message = (
+                f"The name {shown(shorter)} begins the name {shown(longer)}: systems that look for adapter files by"
+                " part of their path mix the two up. Rename one if such a system reads this file."
+            )
+            yield Problem("NAME_PREFIX_COLLISION", f"order[{index}]", message, Severity.WARNING, index)

@@ -1,0 +1,1 @@
+"""Where orderings are kept: tables, migrations, and the store that the use cases speak to."""

@@ -1,0 +1,1 @@
+"""The schema, step by step; alembic runs what is missing at every start."""

@@ -1,0 +1,1 @@
+"""The gRPC edge: messages, statuses, and the servicer between them."""

