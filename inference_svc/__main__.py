@@ -46,7 +46,9 @@ def serve(
     max_rank: Annotated[int | None, typer.Option(help="Largest rank of an adapter. [256]")] = None,
     max_adapter_bytes: Annotated[int | None, typer.Option(help="Most bytes of all adapters. [8 GiB]")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console. [auto]")] = None,
-    drain_seconds: Annotated[float | None, typer.Option(help="How long running requests may go on at the end. [30]")] = None,
+    drain_seconds: Annotated[
+        float | None, typer.Option(help="How long running requests may go on at the end. [30]")
+    ] = None,
 ) -> None:
     """Serve one base model with many adapters over gRPC. Every flag is also a variable: LORAMUX_INFERENCE_LISTEN, ..."""
     flags = {

@@ -134,7 +134,9 @@ def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
     known = {ENV_PREFIX + name.upper() for name in Config.model_fields}
     for name in sorted(environment):
         if name.upper().startswith(ENV_PREFIX) and name.upper() not in known:
-            raise ConfigError(f"variable {name} names no setting of the inference service: remove it or correct its name")
+            raise ConfigError(
+                f"variable {name} names no setting of the inference service: remove it or correct its name"
+            )
 
 
 def _sentence(detail: Mapping[str, object]) -> str:

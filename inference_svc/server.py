@@ -82,7 +82,9 @@ class InferenceServer:
             AdapterServicer(service.adapters, service.orderings), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection(
+            (*SERVICE_NAMES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
         await self._say(is_serving=service.engine.is_healthy)
         await self._server.start()
         self._watchdog = asyncio.create_task(self._watch(service))
@@ -153,7 +155,7 @@ def serve_until_told_to_stop(config: Config) -> int:
 
     configure_logs(config.log_format)
     try:
-        return asyncio.run(_serve(config, open_service))
+        return asyncio.run(serve(config, open_service))
     except KeyboardInterrupt:  # while the model was loading
         return EXIT_INTERRUPTED
 
@@ -182,7 +184,12 @@ def _announce(config: Config, server: InferenceServer) -> None:
     _log.info("ready", address=server.address)
 
 
-async def _serve(config: Config, open_service: OpenService) -> int:
+async def serve(config: Config, open_service: OpenService) -> int:
+    """Run until a signal drains it, a second one ends it at once; returns the exit status.
+
+    Raises:
+        CannotStart: as for `running`.
+    """
     server = await _started(config, open_service)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):

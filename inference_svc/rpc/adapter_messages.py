@@ -142,9 +142,7 @@ def applied_to_proto(adapter: AppliedAdapter) -> adapter_pb2.AppliedAdapter:
     )
 
 
-def page_of(
-    adapters: Sequence[ResidentAdapter], page_size: int, page_token: str
-) -> tuple[list[ResidentAdapter], str]:
+def page_of(adapters: Sequence[ResidentAdapter], page_size: int, page_token: str) -> tuple[list[ResidentAdapter], str]:
     """The adapters by name after the token, and the token of the next page: empty at the end.
 
     A token names the last adapter that was seen, so adapters that come and go between pages shift nothing.

@@ -70,7 +70,9 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             case "chat":
                 return self._tokenizer.encode_chat(messages.chat_turns(prompt.chat))
             case _:
-                return messages.known_token_ids(prompt.token_ids.ids, self._tokenizer.vocab_size, f"{field}.token_ids.ids")
+                return messages.known_token_ids(
+                    prompt.token_ids.ids, self._tokenizer.vocab_size, f"{field}.token_ids.ids"
+                )
 
     def _tokenize(self, prompt: generation_pb2.Prompt) -> inference_service_pb2.TokenizeResponse:
         response = inference_service_pb2.TokenizeResponse(ids=self._token_ids(prompt, "prompt"))
@@ -78,9 +80,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             response.rendered = self._tokenizer.render_chat(messages.chat_turns(prompt.chat))
         return response
 
-    def _detokenize(
-        self, request: inference_service_pb2.DetokenizeRequest
-    ) -> inference_service_pb2.DetokenizeResponse:
+    def _detokenize(self, request: inference_service_pb2.DetokenizeRequest) -> inference_service_pb2.DetokenizeResponse:
         token_ids = messages.known_token_ids(request.ids, self._tokenizer.vocab_size, "ids")
         text = self._tokenizer.decode(token_ids, skip_special_tokens=request.skip_special_tokens)
         return inference_service_pb2.DetokenizeResponse(text=text)

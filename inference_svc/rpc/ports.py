@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # types only: what stands behind them brings torch along
+    from inference_svc.adapters.ordering import AppliedOrdering
     from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
     from inference_svc.adapters.selection import Selection
     from inference_svc.engine.request import Event, GenerationRequest
@@ -111,15 +112,6 @@ class ModelDescription(Protocol):
     @property
     def adapter_modules(self) -> Sequence[str]:
         """Module names that adapters can change."""
-
-
-@dataclass(frozen=True, slots=True)
-class AppliedOrdering:
-    """What applying an ordering did."""
-
-    ordering: str  # `orderings/{id}@{revision}`
-    adapters: tuple[ResidentAdapter, ...]
-    active: ActiveSet
 
 
 class AdapterShelf(Protocol):

@@ -71,9 +71,7 @@ def status_of_problems(problems: Sequence[FieldProblem]) -> status_pb2.Status:
     first = problems[0]
     rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     message = f"{first.field}: {first.description}{rest}"
-    status = _status(
-        grpc.StatusCode.INVALID_ARGUMENT, message, errors.InvalidRequest.reason, {"field": first.field}
-    )
+    status = _status(grpc.StatusCode.INVALID_ARGUMENT, message, errors.InvalidRequest.reason, {"field": first.field})
     _attach_problems(status, problems)
     return status
 

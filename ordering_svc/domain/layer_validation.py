@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,8 @@ def _support_problems(path: str, quantized_architecture: str, entry: int) -> Ite
     supported = QUANTIZED_LAYERS[quantized_architecture]
     if not path.endswith(supported):
         message = (  # the reference system's own wording, which users know
-            f"Got a layer name `{shown(path)}` in the ordering, expected it to end with one of {json.dumps(list(supported))}"
+            f"Got a layer name `{shown(path)}` in the ordering, expected it to end with one of"
+            f" {json.dumps(list(supported))}"
         )
         yield Problem("LAYER_NOT_SUPPORTED", layer_place(path), message, entry=entry)
 
@@ -139,12 +141,12 @@ def _order_problems(layers: Sequence[LayerRow], structure: ModelStructure) -> It
     """Rows that are valid but not in PEFT's order: right only if the classifier was trained with another order."""
     places = {path: place for place, path in enumerate(structure.module_paths())}
     known = sorted((layer for layer in layers if layer.path in places), key=lambda layer: layer.row)
-    for earlier, later in zip(known, known[1:], strict=False):
+    for earlier, later in itertools.pairwise(known):
         if places[earlier.path] > places[later.path]:
             message = (
-                f"Row {earlier.row} ({shown(earlier.path)}) comes before row {later.row} ({shown(later.path)}), but PEFT"
-                f" visits them the other way round in a {structure.architecture} model: an X-LoRA trained with PEFT would"
-                " use the scalings of the wrong layers."
+                f"Row {earlier.row} ({shown(earlier.path)}) comes before row {later.row} ({shown(later.path)}), but"
+                f" PEFT visits them the other way round in a {structure.architecture} model: an X-LoRA trained with PEFT"
+                " would use the scalings of the wrong layers."
             )
             yield Problem("ROWS_NOT_IN_PEFT_ORDER", "layers", message, Severity.WARNING)
             return

@@ -52,8 +52,8 @@ def checked_ordering_id(ordering_id: str, field: str = "ordering_id") -> str:
     if not ORDERING_ID.fullmatch(ordering_id):
         raise InvalidName(
             field,
-            f"{ordering_id!r} is not an ordering id: write a lower-case letter, then at most 62 lower-case letters, digits"
-            " or hyphens, without a hyphen at the end",
+            f"{ordering_id!r} is not an ordering id: write a lower-case letter, then at most 62 lower-case letters,"
+            " digits or hyphens, without a hyphen at the end",
         )
     return ordering_id
 
@@ -78,6 +78,7 @@ def parse_name(name: str, *, may_have_revision: bool) -> OrderingName:
     if selector.number is None and selector.id_prefix is None:
         raise InvalidName(
             "name",
-            f"{revision!r} in {name!r} is not a revision: write its number (1 is the first), or 6 to 16 hex digits of its id",
+            f"{revision!r} in {name!r} is not a revision: write its number (1 is the first), or 6 to 16 hex digits of"
+            " its id",
         )
     return OrderingName(ordering_id, selector)

@@ -1,7 +1,7 @@
 """The ordering file: JSON bytes to a document and its problems, and a document to its canonical bytes.
 
-Canonical bytes are those that the reference system's `create_ordering.py` writes: one line, `json.dumps` defaults, keys in
-the order order, layers, base_model_id, preload_adapters, absent keys left out, no newline at the end.
+Canonical bytes are those that the reference system's `create_ordering.py` writes: one line, `json.dumps` defaults, keys
+in the order order, layers, base_model_id, preload_adapters, absent keys left out, no newline at the end.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 SHOWN_CHARACTERS = 120
@@ -25,7 +26,7 @@ class Problem:
     field: str  # path into the document, for instance `layers["lm_head"]`
     message: str  # one sentence: the offending name and value, and what to do
     severity: Severity = Severity.ERROR
-    entry: int = field(default=0, compare=False)  # place inside its top-level key; findings are sorted by it
+    entry: int = dataclasses.field(default=0, compare=False)  # place inside its top-level key; findings are sorted by it
 
     @property
     def is_error(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,10 @@ def validate_parsed(parsed: ParsedFile, expectations: Expectations) -> tuple[Pro
     if not parsed.keys and parsed.problems:  # nothing could be read: what is missing would be noise
         return parsed.problems
     has_unread_rows = any(problem.is_error and problem.field.startswith("layers") for problem in parsed.problems)
-    found = (*parsed.problems, *_document_problems(parsed.document, expectations, has_unread_rows=has_unread_rows))
+    has_unread_names = any(problem.is_error and problem.field.startswith("order") for problem in parsed.problems)
+    found = [*parsed.problems, *_document_problems(parsed.document, expectations, has_unread_rows=has_unread_rows)]
+    if has_unread_names:  # it only looks empty
+        found = [problem for problem in found if problem.code != "ORDER_EMPTY"]
     return in_document_order(found, (*parsed.keys, *(key for key in DOCUMENT_KEYS if key not in parsed.keys)))
 
 
@@ -128,7 +132,7 @@ def _preload_problems(document: OrderingDocument) -> Iterator[Problem]:
 def _collision_problems(order: Sequence[str]) -> Iterator[Problem]:
     """Names that begin another one: the reference system finds `adapter_1` in the folder of `adapter_10` too."""
     names = sorted(set(order))
-    for shorter, longer in zip(names, names[1:], strict=False):  # sorted, so a longer one follows at once
+    for shorter, longer in itertools.pairwise(names):  # sorted, so a longer one follows at once
         if shorter.strip() and longer.startswith(shorter):
             index = order.index(shorter)
             message = (

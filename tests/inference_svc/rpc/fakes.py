@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from inference_svc.adapters.ordering import AppliedOrdering
 from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
 from inference_svc.adapters.selection import AdapterKind, BaseSelection, Selection
 from inference_svc.engine.request import (
@@ -20,7 +21,7 @@ from inference_svc.engine.request import (
     TokenLogprobs,
 )
 from inference_svc.errors import AdapterNotFound, Draining, InferenceError
-from inference_svc.rpc.ports import AppliedOrdering, ChatTurn
+from inference_svc.rpc.ports import ChatTurn
 from inference_svc.tokenization.errors import ChatTemplateError
 
 VOCAB_SIZE = 300
@@ -226,4 +227,6 @@ class FakeDesk:
         if self.refusal is not None:
             raise self.refusal
         self.calls.append((ordering, adapter_model_id, activate))
-        return AppliedOrdering(f"orderings/{ordering}@0123456789abcdef", (resident("pirate"),), ActiveSet(BaseSelection(), 0))
+        return AppliedOrdering(
+            f"orderings/{ordering}@0123456789abcdef", (resident("pirate"),), ActiveSet(BaseSelection(), 0)
+        )

@@ -91,7 +91,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("request_", "field"), REFUSED, ids=[f"{index}-{field}" for index, (_, field) in enumerate(REFUSED)])
+@pytest.mark.parametrize(
+    ("request_", "field"), REFUSED, ids=[f"{index}-{field}" for index, (_, field) in enumerate(REFUSED)]
+)
 async def test_a_bad_value_is_refused_with_its_field_before_the_engine_sees_it(
     request_: generation_pb2.GenerateRequest, field: str, engine: FakeEngine, inference: InferenceServiceAsyncStub
 ) -> None:

@@ -50,7 +50,9 @@ def promised_codes() -> dict[str, str]:
 
 
 def make(kind: type[InferenceError], message: str = "a sentence", **metadata: str) -> InferenceError:
-    return kind("sampling.top_p", message, **metadata) if issubclass(kind, InvalidRequest) else kind(message, **metadata)
+    return (
+        kind("sampling.top_p", message, **metadata) if issubclass(kind, InvalidRequest) else kind(message, **metadata)
+    )
 
 
 def details_of(status: status_pb2.Status) -> dict[str, Message]:

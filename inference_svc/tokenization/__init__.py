@@ -1,0 +1,1 @@
+"""Text to token ids and back, and conversations to text: all from the model file itself."""

@@ -1,0 +1,140 @@
+"""Conversations to text, by the chat template in the model file.
+
+A template is a program by whoever made the model. jinja2's sandbox keeps it from reading files, but not from running for
+ever or filling the memory: `{% for a in range(99999) %}{% for b in range(99999) %}`, `"a" * 10**11`, a string doubled sixty
+times. Counting loop turns misses the last two, and Python cannot stop a thread inside such an operation. So a
+template runs in a process of its own, with a limit on its memory, and is killed when its time is up.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Protocol
+
+from inference_svc.tokenization.errors import ChatTemplateError
+
+MAX_CHARS = 1 << 20
+TIME_LIMIT_S = 5.0
+START_LIMIT_S = 60.0
+
+_WORKER = Path(__file__).with_name("chat_template_worker.py")
+
+
+class ChatTurn(Protocol):
+    """One message of a conversation."""
+
+    @property
+    def role(self) -> str:
+        """`system`, `user`, `assistant`, or what else the template knows."""
+
+    @property
+    def content(self) -> str:
+        """The text."""
+
+
+class ChatTemplate:
+    """A template and the process that renders it, started by the first use and ended with this object."""
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        *,
+        max_chars: int = MAX_CHARS,
+        time_limit_s: float = TIME_LIMIT_S,
+    ) -> None:
+        """Take a template.
+
+        Args:
+            source: jinja2, as in `tokenizer.chat_template`.
+            special_tokens: what templates read beside the messages, such as `bos_token`.
+            max_chars: most characters of a rendered conversation.
+            time_limit_s: longest time one rendering may take.
+        """
+        self.source = source
+        self._special_tokens = dict(special_tokens)
+        self._max_chars = max_chars
+        self._time_limit_s = time_limit_s
+        self._lock = threading.Lock()
+        self._worker: _Worker | None = None
+
+    def render(self, turns: Sequence[ChatTurn]) -> str:
+        """The conversation as text, ending where the assistant's answer begins.
+
+        Raises:
+            ChatTemplateError: the template refuses the conversation, breaks, or exceeds its limits.
+        """
+        request = {
+            "messages": [{"role": turn.role, "content": turn.content} for turn in turns],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **self._special_tokens,
+        }
+        with self._lock:
+            if self._worker is None:
+                self._worker = _Worker(self.source, self._max_chars)
+            try:
+                answer = self._worker.ask(json.dumps(request).encode(), self._time_limit_s)
+            except _WorkerLost as error:
+                self._worker = None
+                raise ChatTemplateError(f"The chat template {error}.") from error
+        if "error" in answer:
+            raise ChatTemplateError(f"The chat template refuses this conversation: {answer['error']}")
+        return answer["text"]
+
+
+class _WorkerLost(Exception):
+    """The process is gone."""
+
+
+class _Worker:
+    """A process that renders one template; it ends when its end of the connection closes."""
+
+    def __init__(self, source: str, max_chars: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # -I: neither this project nor the environment's PYTHONPATH is importable. Its own session: a Ctrl-C in the
+            # terminal is for the server, which may still have conversations to render while it drains.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(_WORKER), str(theirs.fileno()), str(max_chars)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self._connection = Connection(ours.detach())
+        self._end = weakref.finalize(self, _end, self._process, self._connection)
+        # A character is at most 12 bytes of JSON (an escaped surrogate pair).
+        self._max_bytes = 12 * max_chars + 4096
+        self._is_ready = False
+        self._connection.send_bytes(source.encode("utf-8", "surrogatepass"))
+
+    def ask(self, request: bytes, time_limit_s: float) -> dict[str, str]:
+        """Send a request and wait for its answer; a worker that does not answer in time is killed."""
+        try:
+            self._connection.send_bytes(request)
+            # Starting takes a moment that is not the template's.
+            limit_s = time_limit_s if self._is_ready else max(time_limit_s, START_LIMIT_S)
+            if not self._connection.poll(limit_s):
+                self._end()
+                raise _WorkerLost(f"did not finish within {limit_s:g} s, and was stopped")
+            answer: dict[str, str] = json.loads(self._connection.recv_bytes(self._max_bytes))
+        except (EOFError, OSError) as error:
+            self._end()
+            raise _WorkerLost("ended its process") from error
+        self._is_ready = True
+        return answer
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
+    connection.close()
+    process.kill()
+    process.wait()

@@ -1,0 +1,162 @@
+"""Reads a safetensors file and believes nothing that its header says unchecked.
+
+Format: 8 bytes with the length of the header (little-endian), the header (JSON: name -> dtype, shape, data_offsets), the
+tensors. https://github.com/huggingface/safetensors#format; the rules enforced here are those of its Rust reader, and more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import reprlib
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from inference_svc.weights.errors import FileMissing, MalformedFile, UnsupportedFile
+
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 8
+MAX_SIZE = 1 << 63  # of one axis: what torch can count to
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_OTHER_DTYPES = frozenset(
+    ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F64", "C64")
+    + ("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsEntry:
+    """Where a tensor lies in the file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int  # from the start of the file
+    nbytes: int
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file, copied into memory: nothing changes when the file does.
+
+    Raises:
+        FileMissing: there is no such file, or it cannot be read.
+        MalformedFile: it is truncated, or the header does not fit the format or the file.
+        UnsupportedFile: a tensor is not of F32, F16 or BF16.
+    """
+    try:
+        # A pipe would block the open: look first.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileMissing(str(path), "is not a file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            entries = read_safetensors_header(str(path), file, size)
+            return {entry.name: _read_tensor(path, file, entry) for entry in entries}
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise FileMissing(str(path), f"cannot be read: {reason}") from error
+
+
+def read_safetensors_header(path: str, file: BinaryIO, size: int) -> list[SafetensorsEntry]:
+    """Parse and check the header of a file of `size` bytes; the entries are in the order of their bytes.
+
+    Raises:
+        MalformedFile, UnsupportedFile: see read_tensors.
+    """
+    if size < 8:
+        raise _malformed(path, f"it has {size} bytes, the length of the header alone takes 8: it is truncated")
+    length = int.from_bytes(file.read(8), "little")
+    if length > MAX_HEADER_BYTES:
+        raise _malformed(path, f"the header claims {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
+    if length > size - 8:
+        raise _malformed(path, f"the header claims {length} bytes and {size - 8} are left: it is truncated")
+    header = _parsed(path, file.read(length))
+    header.pop("__metadata__", None)  # free text, of no use here
+    if len(header) > MAX_TENSORS:
+        raise _malformed(path, f"it holds {len(header)} tensors, more than the {MAX_TENSORS} allowed")
+    entries = [_entry(path, name, value, 8 + length) for name, value in header.items()]
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    end = 8 + length
+    for entry in entries:
+        if entry.offset != end:
+            fault = "overlaps the one before it" if entry.offset < end else "leaves a hole before it"
+            raise _malformed(path, f"tensor {_short(entry.name)} at byte {entry.offset} {fault}, expected byte {end}")
+        end += entry.nbytes
+    if end > size:
+        raise _malformed(path, f"the tensors end at byte {end} and the file at byte {size}: it is truncated")
+    if end < size:
+        raise _malformed(path, f"the tensors end at byte {end} and {size - end} bytes follow")
+    return entries
+
+
+def _parsed(path: str, text: bytes) -> dict[str, object]:
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except RecursionError as error:
+        raise _malformed(path, "the header is nested too deeply") from error
+    except ValueError as error:  # not UTF-8, not JSON, a key that stands twice, an integer of thousands of digits
+        raise _malformed(path, f"the header cannot be read: {error}") from error
+    if not isinstance(header, dict):
+        raise _malformed(path, f"the header is {_short(header)}, not a JSON object")
+    return header
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {_short(key)} stands twice")
+        result[key] = value
+    return result
+
+
+def _entry(path: str, name: str, value: object, start: int) -> SafetensorsEntry:
+    label = f"tensor {_short(name)}"
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _malformed(path, f"{label} is {_short(value)}, expected an object of dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or (dtype not in _DTYPES and dtype not in _OTHER_DTYPES):
+        raise _malformed(path, f"{label} has the unknown dtype {_short(dtype)}")
+    if dtype not in _DTYPES:
+        raise UnsupportedFile(path, f"{label} is of dtype {dtype}: {', '.join(_DTYPES)} are supported")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _malformed(path, f"{label} has the shape {_short(shape)}, expected at most {MAX_DIMENSIONS} whole numbers")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _malformed(path, f"{label} has the data_offsets {_short(offsets)}, expected [begin, end]")
+    nbytes = offsets[1] - offsets[0]
+    expected = math.prod(shape) * _DTYPES[dtype].itemsize  # Python integers do not wrap around
+    if expected != nbytes:
+        raise _malformed(path, f"{label} of shape {shape} and dtype {dtype} takes {expected} bytes, not {nbytes}")
+    return SafetensorsEntry(name, _DTYPES[dtype], tuple(shape), start + offsets[0], nbytes)
+
+
+def _are_sizes(value: object) -> bool:
+    """JSON's `true` and `1.0` are no sizes."""
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < MAX_SIZE for item in value)
+
+
+def _read_tensor(path: Path, file: BinaryIO, entry: SafetensorsEntry) -> torch.Tensor:
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    if not entry.nbytes:
+        return tensor
+    file.seek(entry.offset)
+    # Straight into the tensor's memory: no second copy.
+    count = file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))  # type: ignore[attr-defined]
+    if count != entry.nbytes:
+        raise _malformed(str(path), f"tensor {_short(entry.name)} is cut off: the file changed while it was read")
+    return tensor
+
+
+def _short(value: object) -> str:
+    """A file's own words may be megabytes long; a message is not."""
+    return reprlib.repr(value)
+
+
+def _malformed(path: str, message: str) -> MalformedFile:
+    return MalformedFile(path, f"malformed safetensors: {message}")

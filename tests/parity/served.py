@@ -1,0 +1,82 @@
+"""Runs sequences through the engine's model runner, without server, scheduler or sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
+from inference_svc.adapters.lora import load_lora
+from inference_svc.adapters.registry import AdapterRegistry
+from inference_svc.adapters.selection import Mixture, Selection
+from inference_svc.adapters.xlora import load_xlora
+from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
+from inference_svc.kernels.operations import Kernels
+from inference_svc.kv_cache.blocks import BlockPool
+from inference_svc.kv_cache.cache import KVCache
+from inference_svc.models.llama import LlamaModel, linear_shapes
+from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
+from inference_svc.weights.checkpoint import load_llama
+from inference_svc.weights.gguf import GgufFile
+
+CPU = torch.device("cpu")
+EXPERTS = ("pirate", "json", "verse", "capitals")
+
+
+class ServedModel:
+    """A model with its cache and adapters; computes logits and scalings of token ids."""
+
+    def __init__(self, gguf: Path, kernels: Kernels) -> None:
+        checkpoint = load_llama(GgufFile.open(gguf))
+        config = checkpoint.config
+        self.pool = BlockPool(128, 16)
+        cache = KVCache(
+            config.num_layers, 128, 16, config.num_kv_heads, config.head_dim, dtype=torch.float32, device=CPU
+        )
+        self.runner = ModelRunner(LlamaModel(checkpoint, kernels, torch.float32), cache, CPU)
+        shape = BaseModelShape("llama", "", config.hidden_size, linear_shapes(config), True, CPU)
+        self.registry = AdapterRegistry(shape, AdapterLimits())
+
+    def load_demo(self, xlora: Path, order: Seq[str], layers: dict[str, int]) -> None:
+        """Load the demo adapters by name, and their mixture as `mixture`."""
+        base, limits = self.registry.base, self.registry.limits
+        for name in order:
+            self.registry.load(name, load_lora(xlora / name, base, limits), source=name)
+        self.registry.load("mixture", load_xlora(xlora, order, layers, base, limits), source="xlora")
+
+    def mixture(self, selection: Selection) -> Mixture:
+        """The banks behind a selection."""
+        return self.registry.lease(selection).mixture
+
+    def start(self, token_ids: Seq[int], mixture: Mixture) -> Sequence:
+        """A sequence with room for its tokens."""
+        blocks = self.pool.blocks_for(len(token_ids))
+        sequence = Sequence("test", list(token_ids), 0, len(token_ids), mixture.xlora is not None)
+        sequence.blocks = self.pool.take(blocks)
+        sequence.scaling_blocks = self.pool.take(blocks) if sequence.needs_scaling_pass else []
+        return sequence
+
+    def step(self, parts: Seq[tuple[Sequence, Mixture, int]]) -> list[RowResult]:
+        """Run the next tokens of each sequence together, all logits wanted."""
+        requests = [RowRequest(ScheduledSequence(s, count), mixture, True) for s, mixture, count in parts]
+        results = self.runner.run(requests)
+        for sequence, _, count in parts:
+            sequence.num_computed += count
+        return results
+
+    def finish(self, sequence: Sequence) -> None:
+        """Give the blocks back."""
+        self.pool.give_back(sequence.blocks + sequence.scaling_blocks)
+
+    def run(self, token_ids: Seq[int], selection: Selection, chunks: Seq[int]) -> tuple[Tensor, Tensor | None]:
+        """Logits [n, vocab_size] and scalings [n, layers, experts] of all positions, computed in chunks."""
+        mixture = self.mixture(selection)
+        sequence = self.start(token_ids, mixture)
+        results = [self.step([(sequence, mixture, count)])[0] for count in chunks]
+        self.finish(sequence)
+        logits = torch.cat([r.logits for r in results if r.logits is not None])
+        scalings = [r.scalings for r in results if r.scalings is not None]
+        return logits, torch.cat(scalings) if scalings else None
