@@ -6,7 +6,7 @@ RUN := .venv/bin
 .PHONY: demo demo-adapters test check format protos check-protos clean
 
 demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
-	$(RUN)/python demo.py
+	$(RUN)/python -m orderings.demo.run
 
 test: .venv/.development  ## all tests
 	$(RUN)/pytest -q

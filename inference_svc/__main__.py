@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from inference_svc.config import CannotStart, Config, load_config
+from inference_svc.config import Config, StartError, load_config
 
 EXIT_CANNOT_START = 2
 
@@ -50,7 +50,7 @@ def serve(
         float | None, typer.Option(help="How long running requests may go on at the end. [30]")
     ] = None,
 ) -> None:
-    """Serve one base model with many adapters over gRPC. Every flag is also a variable: LORAMUX_INFERENCE_LISTEN, ..."""
+    """Serve one base model with many adapters over gRPC. Flags are variables too: LORAMUX_INFERENCE_LISTEN."""
     flags = {
         "model": model,
         "base_model_id": base_model_id,
@@ -78,8 +78,8 @@ def serve(
     try:
         config = load_config({name: value for name, value in flags.items() if value is not None})
         exit_code = _serve(config)
-    except CannotStart as error:
-        sys.stderr.write(f"loramux-inference: {error}\n")
+    except StartError as error:
+        sys.stderr.write(f"loramux-inference: {' '.join(str(error).split())}\n")
         raise typer.Exit(EXIT_CANNOT_START) from None
     raise typer.Exit(exit_code)
 

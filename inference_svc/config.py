@@ -16,11 +16,11 @@ ENV_PREFIX = "LORAMUX_INFERENCE_"
 ORDERING_REFERENCE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?(@[A-Za-z0-9]{1,64})?")
 
 
-class CannotStart(Exception):
+class StartError(Exception):
     """The service cannot start; one sentence that says why and what to do."""
 
 
-class ConfigError(CannotStart):
+class ConfigError(StartError):
     """A setting is wrong."""
 
 
@@ -118,7 +118,7 @@ def is_loopback(address: str) -> bool:
 
 
 def load_config(flags: Mapping[str, object], environment: Mapping[str, str] | None = None) -> Config:
-    """The settings from flags that were given and the environment (that of the process, unless a test gives one's keys).
+    """The settings from the flags that were given and the variables of the process; `environment` names those to check.
 
     Raises:
         ConfigError: a value is wrong, or a variable with our prefix names no setting.

@@ -10,11 +10,12 @@ import structlog
 
 def configure_logs(log_format: str) -> None:
     """Send the log to stderr as `json`, `console`, or whichever fits (`auto`); every line names its request."""
+    # Plain tracebacks: the fancier ones show local variables, and with them what users write.
     as_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if as_console
-        else [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
         processors=[

@@ -12,20 +12,20 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from loramux.inference.v1 import (
-    adapter_service_pb2,
-    adapter_service_pb2_grpc,
-    inference_service_pb2,
-    inference_service_pb2_grpc,
-)
 
-from inference_svc.config import CannotStart, Config, ConfigError
+from inference_svc.config import Config, ConfigError, StartError
 from inference_svc.logs import configure_logs
 from inference_svc.rpc.adapter_servicer import AdapterServicer
 from inference_svc.rpc.inference_servicer import InferenceServicer
 from inference_svc.rpc.interceptor import ContractInterceptor
 from inference_svc.rpc.ordering_copies import write_atomically
 from inference_svc.rpc.ports import Service
+from loramux.inference.v1 import (
+    adapter_service_pb2,
+    adapter_service_pb2_grpc,
+    inference_service_pb2,
+    inference_service_pb2_grpc,
+)
 
 MAX_MESSAGE_BYTES = 16 * 2**20
 FLUSH_SECONDS = 2.0  # for clients to read what the engine has already said
@@ -93,7 +93,7 @@ class InferenceServer:
         """Refuse new requests, let the running ones end, and stop; False if some had to be cut short."""
         service = self._service
         if service is None:
-            await self._server.stop(0)
+            await self.stop_now()
             return True
         await self._say(is_serving=False)
         is_drained = await asyncio.to_thread(service.engine.drain, seconds)
@@ -103,6 +103,7 @@ class InferenceServer:
     async def stop_now(self) -> None:
         """End everything; running requests fail with UNAVAILABLE."""
         if self._service is None:
+            await self._server.start()  # a server that never started keeps its address
             await self._server.stop(0)
         else:
             await self._stop(self._service, 0)
@@ -135,7 +136,7 @@ async def running(config: Config, open_service: OpenService) -> AsyncIterator[st
     """The whole service on this event loop, ready; yields its address and drains at the end.
 
     Raises:
-        CannotStart: the address is taken, the model cannot be loaded, or an ordering cannot be applied.
+        StartError: the address is taken, the model cannot be loaded, or an ordering cannot be applied.
     """
     server = await _started(config, open_service)
     try:
@@ -149,7 +150,7 @@ def serve_until_told_to_stop(config: Config) -> int:
     """Run the service; SIGTERM or SIGINT drains it, a second one ends it at once. Returns the exit status.
 
     Raises:
-        CannotStart: as for `running`.
+        StartError: as for `running`.
     """
     from inference_svc.service import open_service  # torch: only the process that serves needs it
 
@@ -174,13 +175,13 @@ def _announce(config: Config, server: InferenceServer) -> None:
     """Say that the service is ready, to people and to whoever waits for the port file.
 
     Raises:
-        CannotStart: the port file cannot be written.
+        StartError: the port file cannot be written.
     """
     if config.port_file is not None:
         try:
             write_atomically(config.port_file, f"{server.address}\n")
         except OSError as error:
-            raise CannotStart(f"--port-file {config.port_file}: {error.strerror or error}") from None
+            raise StartError(f"--port-file {config.port_file}: {error.strerror or error}") from None
     _log.info("ready", address=server.address)
 
 
@@ -188,7 +189,7 @@ async def serve(config: Config, open_service: OpenService) -> int:
     """Run until a signal drains it, a second one ends it at once; returns the exit status.
 
     Raises:
-        CannotStart: as for `running`.
+        StartError: as for `running`.
     """
     server = await _started(config, open_service)
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
@@ -196,7 +197,7 @@ async def serve(config: Config, open_service: OpenService) -> int:
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     try:
         _announce(config, server)
-    except CannotStart:
+    except StartError:
         await server.stop_now()
         raise
     first = await signals.get()

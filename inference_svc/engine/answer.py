@@ -7,7 +7,7 @@ from collections import Counter
 
 from torch import Tensor
 
-from inference_svc.adapters.registry import Lease
+from inference_svc.adapters.resident import Lease
 from inference_svc.engine.output_stream import OutputStream
 from inference_svc.engine.request import (
     Finished,
@@ -107,7 +107,5 @@ class Answer:
 
     def _finish(self, reason: FinishReason, stop: str | None = None) -> bool:
         sequence = self.sequence
-        self.stream.put(
-            Finished(reason, stop, sequence.num_prompt_tokens, sequence.num_generated, self.lease.applied)
-        )
+        self.stream.put(Finished(reason, stop, sequence.num_prompt_tokens, sequence.num_generated, self.lease.applied))
         return True

@@ -1,8 +1,8 @@
 """Turns a schedule into forward passes: the only place where lists become tensors.
 
-A step is one pass, or two if X-LoRA is in it. The first pass carries every base and LoRA row, and the scaling pass of every
-X-LoRA row (the plain base model, on a cache of its own); its hidden states give the scalings. The second pass carries the
-X-LoRA rows alone, with those scalings.
+A step is one pass, or two if X-LoRA is in it. The first pass carries every base and LoRA row, and the scaling pass of
+every X-LoRA row (the plain base model, on a cache of its own); its hidden states give the scalings. The second pass carries
+the X-LoRA rows alone, with those scalings.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ class ModelRunner:
         return pieces
 
     def _classify(self, piece: _Piece, hidden: Tensor) -> Tensor:
-        """Scalings of a sequence's rows, a fixed number of rows at a time where arithmetic must not follow the batch."""
+        """Scalings of a sequence's rows, row by row where arithmetic must not follow the batch."""
         assert piece.request.mixture.xlora is not None
         classifier = piece.request.mixture.xlora.classifier
         if not self.model.kernels.batch_invariant:
             return classifier.scalings(hidden.float())
-        return torch.cat([classifier.scalings(row) for row in hidden.float().split(1)])
+        return torch.cat([classifier.scalings(row) for row in torch.split(hidden.float(), 1)])
 
     def _forward(self, pieces: list[_Piece]) -> Tensor:
         token_ids: list[int] = []

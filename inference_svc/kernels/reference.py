@@ -12,8 +12,8 @@ from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AttentionSegment
 from inference_svc.weights.quantization import QuantizedTensor
 
-# Rows in one product of the batch-invariant mode. A product of a fixed shape treats each row the same wherever it stands
-# and whatever stands beside it; one whose shape follows the batch does not (libraries choose their blocking by shape).
+# Rows in one product of the batch-invariant mode. A product of a fixed shape treats each row the same wherever it
+# stands and whatever is beside it; one whose shape follows the batch does not (libraries choose their blocking by shape).
 ROW_TILE = 16
 
 
@@ -55,9 +55,9 @@ class ReferenceKernels:
     ) -> Tensor:
         """Segment by segment, in tiles of queries that are aligned to cache blocks.
 
-        A tile always has block_size queries (missing ones are zeros) and sees keys up to the end of its own block, so that
-        the shape of its products is a function of the position alone: however a prompt is cut into chunks, and whoever is
-        in the batch, a query's arithmetic is the same.
+        A tile always has block_size queries (missing ones are zeros) and sees keys up to the end of its own block, so
+        that the shape of its products is a function of the position alone: however a prompt is cut into chunks, and
+        whoever is in the batch, a query's arithmetic is the same.
         """
         output = torch.empty_like(queries)
         for segment in segments:
@@ -97,4 +97,4 @@ def _by_row_tiles(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Apply a product to tiles of ROW_TILE rows, the last one filled up with zeros."""
     num_rows = x.shape[0]
     padded = F.pad(x, (0, 0, 0, -num_rows % ROW_TILE))
-    return torch.cat([product(tile) for tile in padded.split(ROW_TILE)])[:num_rows]
+    return torch.cat([product(tile) for tile in torch.split(padded, ROW_TILE)])[:num_rows]

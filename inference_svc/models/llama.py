@@ -124,5 +124,3 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
         for module, shape in modules.items()
     }
     return {**shapes, "lm_head": (config.vocab_size, hidden)}
-
-

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from loramux.inference.v1 import adapter_pb2
 
 from inference_svc.adapters.selection import (
     ActiveSelection,
@@ -20,6 +19,7 @@ from inference_svc.adapters.selection import (
     XLoraSelection,
 )
 from inference_svc.errors import InvalidRequest
+from loramux.inference.v1 import adapter_pb2
 
 if TYPE_CHECKING:  # types only: what stands behind them brings torch along
     from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
@@ -28,7 +28,7 @@ ADAPTER_PREFIX = "adapters/"
 ORDERING_PREFIX = "orderings/"
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
-TOKEN_PREFIX = "ListAdapters:"  # noqa: S105  a page token, not a secret
+TOKEN_PREFIX = "ListAdapters:"
 
 KINDS = {
     AdapterKind.LORA: adapter_pb2.ADAPTER_KIND_LORA,

@@ -1,14 +1,15 @@
 """AdapterService: loads, unloads, activates adapters and applies orderings while requests run."""
 
+# ruff: noqa: ARG002, N802  (gRPC gives every method a context and the contract's name)
+
 from __future__ import annotations
 
 import asyncio
 
-from loramux.inference.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc
-
 from inference_svc.rpc import adapter_messages as messages
 from inference_svc.rpc.interceptor import Context
 from inference_svc.rpc.ports import AdapterShelf, OrderingDesk
+from loramux.inference.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc
 
 
 class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
@@ -18,7 +19,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         self._adapters = adapters
         self._orderings = orderings
 
-    async def LoadAdapter(  # noqa: N802  the contract's name
+    async def LoadAdapter(
         self, request: adapter_service_pb2.LoadAdapterRequest, context: Context
     ) -> adapter_pb2.Adapter:
         """Load and register an adapter."""
@@ -27,21 +28,19 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         )
         return messages.adapter_to_proto(adapter)
 
-    async def UnloadAdapter(  # noqa: N802  the contract's name
+    async def UnloadAdapter(
         self, request: adapter_service_pb2.UnloadAdapterRequest, context: Context
     ) -> adapter_pb2.Adapter:
         """Take an adapter away from later requests."""
         name = messages.adapter_name(request.name, "name")
         return messages.adapter_to_proto(await asyncio.to_thread(self._adapters.unload, name))
 
-    async def GetAdapter(  # noqa: N802  the contract's name
-        self, request: adapter_service_pb2.GetAdapterRequest, context: Context
-    ) -> adapter_pb2.Adapter:
+    async def GetAdapter(self, request: adapter_service_pb2.GetAdapterRequest, context: Context) -> adapter_pb2.Adapter:
         """One adapter."""
         name = messages.adapter_name(request.name, "name")
         return messages.adapter_to_proto(await asyncio.to_thread(self._adapters.get, name))
 
-    async def ListAdapters(  # noqa: N802  the contract's name
+    async def ListAdapters(
         self, request: adapter_service_pb2.ListAdaptersRequest, context: Context
     ) -> adapter_service_pb2.ListAdaptersResponse:
         """A page of adapters, and the active default."""
@@ -53,14 +52,14 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
             active=messages.active_to_proto(await asyncio.to_thread(self._adapters.active)),
         )
 
-    async def ActivateAdapters(  # noqa: N802  the contract's name
+    async def ActivateAdapters(
         self, request: adapter_service_pb2.ActivateAdaptersRequest, context: Context
     ) -> adapter_pb2.ActiveAdapters:
         """Replace the active default."""
         selection = messages.new_default_from_proto(request.selection)
         return messages.active_to_proto(await asyncio.to_thread(self._adapters.activate, selection))
 
-    async def ApplyOrdering(  # noqa: N802  the contract's name
+    async def ApplyOrdering(
         self, request: adapter_service_pb2.ApplyOrderingRequest, context: Context
     ) -> adapter_service_pb2.ApplyOrderingResponse:
         """Fetch an ordering, load what it names, and activate it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Self
 
 import structlog
@@ -55,7 +55,7 @@ class AnswerReader:
         wakeup = Wakeup()
         return cls(request, engine.submit(request, wakeup.call), wakeup)
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """Every event as it comes, until the answer ends."""
         while self._outcome is None:
             await self._wakeup.wait()

@@ -1,5 +1,7 @@
 """InferenceService: generation, the tokenizer and the model's description."""
 
+# ruff: noqa: ARG002, N802  (gRPC gives every method a context and the contract's name)
+
 from __future__ import annotations
 
 import asyncio
@@ -8,12 +10,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 
 import structlog
-from loramux.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
 
 from inference_svc.rpc import messages
 from inference_svc.rpc.answer_reader import AnswerReader
 from inference_svc.rpc.interceptor import Context
 from inference_svc.rpc.ports import GenerationEngine, ModelDescription, Tokenizer
+from loramux.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
 
 
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
@@ -27,7 +29,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self._description = description
         self._service_version = service_version
 
-    async def Generate(  # noqa: N802  the contract's name
+    async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream the answer; stop the request when its client goes away."""
@@ -35,7 +37,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         structlog.contextvars.bind_contextvars(request_id=request_id)
         token_ids = await asyncio.to_thread(self._token_ids, request.prompt, "prompt")
         answer = AnswerReader.begin(self._engine, messages.generation_request(request, request_id, token_ids))
-        context.add_done_callback(lambda _context: answer.cancel())
+        context.add_done_callback(lambda _context: answer.cancel())  # type: ignore[arg-type]  # the stub wants a class
         try:
             async with aclosing(answer.events()) as events:
                 async for event in events:
@@ -43,19 +45,19 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         finally:
             answer.cancel()
 
-    async def Tokenize(  # noqa: N802  the contract's name
+    async def Tokenize(
         self, request: inference_service_pb2.TokenizeRequest, context: Context
     ) -> inference_service_pb2.TokenizeResponse:
         """Token ids of a prompt, and the rendered text of a conversation."""
         return await asyncio.to_thread(self._tokenize, request.prompt)
 
-    async def Detokenize(  # noqa: N802  the contract's name
+    async def Detokenize(
         self, request: inference_service_pb2.DetokenizeRequest, context: Context
     ) -> inference_service_pb2.DetokenizeResponse:
         """Text of token ids."""
         return await asyncio.to_thread(self._detokenize, request)
 
-    async def GetModel(  # noqa: N802  the contract's name
+    async def GetModel(
         self, request: inference_service_pb2.GetModelRequest, context: Context
     ) -> inference_service_pb2.Model:
         """What is served."""

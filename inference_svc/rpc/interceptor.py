@@ -1,4 +1,4 @@
-"""Stands before every method of ours: decodes, validates, names the request in the log, and turns errors into statuses."""
+"""Stands before every method: decodes, validates, names the request in the log, and turns errors into statuses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2
+from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from inference_svc.errors import InferenceError
@@ -25,7 +25,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 _log = structlog.get_logger(__name__)
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The request breaks its contract."""
 
     def __init__(self, problems: list[FieldProblem]) -> None:
@@ -38,10 +38,10 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
-        """The method's handler inside ours, which decodes by itself: a message that cannot be parsed is the caller's fault."""
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The method's handler inside ours, which decodes: bytes that are no message are the caller's fault."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(OUR_METHODS):
@@ -65,7 +65,8 @@ def _guarded_call(method: str, decode: Any, behaviour: Any) -> Any:
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            return await _abort(context, error)
+            await _abort(context, error)
+            raise AssertionError("abort never returns") from error
         return response
 
     return call
@@ -89,31 +90,31 @@ def _accepted(method: str, decode: Callable[[bytes], Message], raw: bytes) -> Me
     """The decoded request, bound to the log lines of this call.
 
     Raises:
-        _Refused: it cannot be parsed, or breaks a rule of the contract.
+        _RefusedError: it cannot be parsed, or breaks a rule of the contract.
     """
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(method=method.rpartition("/")[2])
     try:
         request = decode(raw)
     except DecodeError:
-        raise _Refused([FieldProblem("", f"the request is not a valid message of {method}", "malformed")]) from None
+        raise _RefusedError([FieldProblem("", f"the request is not a message of {method}", "malformed")]) from None
     request_id = getattr(request, "request_id", "")
     if request_id:
         structlog.contextvars.bind_contextvars(request_id=request_id)
     problems = problems_of(request)
     if problems:
-        raise _Refused(problems)
+        raise _RefusedError(problems)
     return request
 
 
-async def _abort(context: Context, error: Exception) -> Any:
+async def _abort(context: Context, error: Exception) -> None:
     """End the call with the status of an error; never returns normally."""
     status = _status_of(error)
     await context.abort_with_status(rpc_status.to_status(status))
 
 
 def _status_of(error: Exception) -> status_pb2.Status:
-    if isinstance(error, _Refused):
+    if isinstance(error, _RefusedError):
         _log.info("request refused", problems=[f"{problem.field}: {problem.description}" for problem in error.problems])
         return status_of_problems(error.problems)
     known = error if isinstance(error, InferenceError) else as_inference_error(error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from loramux.inference.v1 import generation_pb2, inference_service_pb2
 
 from inference_svc.engine.request import (
     Event,
@@ -25,6 +24,7 @@ from inference_svc.engine.request import (
 from inference_svc.errors import InvalidRequest
 from inference_svc.rpc.adapter_messages import applied_to_proto, selection_from_proto
 from inference_svc.rpc.ports import ChatTurn, ModelDescription
+from loramux.inference.v1 import generation_pb2, inference_service_pb2
 
 SCALINGS_DETAILS = {
     generation_pb2.SCALINGS_DETAIL_UNSPECIFIED: ScalingsDetail.NONE,

@@ -6,9 +6,9 @@ import asyncio
 from typing import Protocol
 
 import grpc
-from loramux.ordering.v1 import ordering_pb2, ordering_service_pb2, ordering_service_pb2_grpc
 
 from inference_svc.errors import InvalidRequest, OrderingNotFound, OrderingServiceUnavailable
+from loramux.ordering.v1 import ordering_pb2, ordering_service_pb2, ordering_service_pb2_grpc
 
 DEADLINE_SECONDS = 10.0
 RETRY_DELAYS_SECONDS = (0.2, 0.5, 1.0)

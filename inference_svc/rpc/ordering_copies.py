@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from google.protobuf import json_format
+
 from loramux.ordering.v1 import ordering_pb2
 
 
-class CopyUnreadable(Exception):
+class UnreadableCopyError(Exception):
     """A stored copy is there but broken."""
 
 
@@ -48,7 +49,7 @@ class OrderingCopies:
         """The copy of a reference, if it was ever fetched.
 
         Raises:
-            CopyUnreadable: the file is broken.
+            UnreadableCopyError: the file is broken.
         """
         path = self._path(reference)
         try:
@@ -58,7 +59,7 @@ class OrderingCopies:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, LookupError, RecursionError, json_format.ParseError) as error:
-            raise CopyUnreadable(f"the stored copy {path} cannot be read ({error}): delete it") from None
+            raise UnreadableCopyError(f"the stored copy {path} cannot be read ({error}): delete it") from None
 
     def _path(self, reference: str) -> Path:
         return self._folder / f"{reference}.json"

@@ -6,15 +6,15 @@ import asyncio
 from typing import Protocol
 
 import structlog
-from loramux.ordering.v1 import ordering_pb2
 
 from inference_svc.adapters.ordering import AppliedOrdering, FetchedOrdering
 from inference_svc.adapters.selection import AdapterKind, LoraSelection, Selection, XLoraSelection
-from inference_svc.config import ORDERING_REFERENCE, CannotStart
+from inference_svc.config import ORDERING_REFERENCE, StartError
 from inference_svc.errors import InvalidRequest, OrderingServiceUnavailable
 from inference_svc.rpc.ordering_client import OrderingSource
-from inference_svc.rpc.ordering_copies import CopyUnreadable, OrderingCopies, OrderingCopy
+from inference_svc.rpc.ordering_copies import OrderingCopies, OrderingCopy, UnreadableCopyError
 from inference_svc.rpc.ports import AdapterShelf
+from loramux.ordering.v1 import ordering_pb2
 
 KINDS = {
     ordering_pb2.ADAPTER_KIND_LORA: AdapterKind.LORA,
@@ -77,7 +77,7 @@ class OrderingDesk:
         """As `apply`, but while the ordering service is away the copy of the last time serves.
 
         Raises:
-            CannotStart: the ordering service is away, and there is no copy that can be read.
+            StartError: the ordering service is away, and there is no copy that can be read.
             InferenceError: the ordering does not exist or is refused.
         """
         try:
@@ -100,10 +100,10 @@ class OrderingDesk:
     def _last(self, reference: str, why: OrderingServiceUnavailable) -> OrderingCopy:
         try:
             copy = self._copies.last(reference)
-        except CopyUnreadable as error:
-            raise CannotStart(f"--ordering {reference}: the ordering service is away, and {error}") from None
+        except UnreadableCopyError as error:
+            raise StartError(f"--ordering {reference}: the ordering service is away, and {error}") from None
         if copy is None:
-            raise CannotStart(
+            raise StartError(
                 f"--ordering {reference}: {why.message.partition(';')[0]}, and no copy of an earlier start is stored: "
                 "start the ordering service, or give its --ordering-address"
             )

@@ -29,7 +29,8 @@ def as_inference_error(error: Exception) -> InferenceError | None:
         return InvalidRequest("prompt.chat", str(error))
     if isinstance(error, tokenization.TokenizationError):
         return InvalidRequest("prompt", str(error))
-    for kind, ours in OF_WEIGHTS.items():
-        if isinstance(error, kind):
-            return ours(str(error))
+    if isinstance(error, weights.WeightsError):
+        ours = next((ours for kind, ours in OF_WEIGHTS.items() if isinstance(error, kind)), None)
+        if ours is not None:
+            return ours(str(error), path=error.path)
     return None

@@ -9,7 +9,7 @@ from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 
 
 class Scheduler:
-    """First come, first served. A sequence gets all blocks it can ever need when it is admitted, so none is preempted."""
+    """First come, first served. An admitted sequence has all blocks it can ever need, so none is preempted."""
 
     def __init__(self, pool: BlockPool, *, max_running: int, max_batch_tokens: int) -> None:
         self.pool = pool

@@ -80,9 +80,9 @@ class ChatTemplate:
             **self._special_tokens,
         }
         with self._lock:
-            if self._worker is None:
-                self._worker = _Worker(self.source, self._max_chars)
             try:
+                if self._worker is None:
+                    self._worker = _Worker(self.source, self._max_chars)
                 answer = self._worker.ask(json.dumps(request).encode(), self._time_limit_s)
             except _WorkerLost as error:
                 self._worker = None
@@ -97,7 +97,7 @@ class _WorkerLost(Exception):
 
 
 class _Worker:
-    """A process that renders one template; it ends when its end of the connection closes."""
+    """A process that renders one template; it ends when the connection closes, so also when this process dies."""
 
     def __init__(self, source: str, max_chars: int) -> None:
         ours, theirs = socket.socketpair()
@@ -114,23 +114,27 @@ class _Worker:
         self._end = weakref.finalize(self, _end, self._process, self._connection)
         # A character is at most 12 bytes of JSON (an escaped surrogate pair).
         self._max_bytes = 12 * max_chars + 4096
-        self._is_ready = False
-        self._connection.send_bytes(source.encode("utf-8", "surrogatepass"))
+        try:
+            # Starting takes a moment that is not the template's.
+            if not self._connection.poll(START_LIMIT_S):
+                raise EOFError
+            self._connection.recv_bytes()
+            self._connection.send_bytes(source.encode("utf-8", "surrogatepass"))
+        except (EOFError, OSError) as error:
+            self._end()
+            raise _WorkerLost("has no process: it did not start") from error
 
     def ask(self, request: bytes, time_limit_s: float) -> dict[str, str]:
         """Send a request and wait for its answer; a worker that does not answer in time is killed."""
         try:
             self._connection.send_bytes(request)
-            # Starting takes a moment that is not the template's.
-            limit_s = time_limit_s if self._is_ready else max(time_limit_s, START_LIMIT_S)
-            if not self._connection.poll(limit_s):
+            if not self._connection.poll(time_limit_s):
                 self._end()
-                raise _WorkerLost(f"did not finish within {limit_s:g} s, and was stopped")
+                raise _WorkerLost(f"did not finish within {time_limit_s:g} s, and was stopped")
             answer: dict[str, str] = json.loads(self._connection.recv_bytes(self._max_bytes))
         except (EOFError, OSError) as error:
             self._end()
             raise _WorkerLost("ended its process") from error
-        self._is_ready = True
         return answer
 
 

@@ -120,7 +120,8 @@ def main(file_descriptor: int, max_chars: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     with Connection(file_descriptor) as connection:
         try:
-            source = connection.recv_bytes().decode()
+            connection.send_bytes(b"ready")
+            source = connection.recv_bytes().decode("utf-8", "surrogatepass")
             try:
                 template, broken = compile_template(source), None
             except (jinja2.exceptions.TemplateError, RecursionError, MemoryError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from inference_svc.weights.errors import MalformedFile, UnsupportedFile
 from inference_svc.weights.gguf import GgufFile
-from inference_svc.weights.quantization import QuantizedTensor
+from inference_svc.weights.quantization import QuantizedTensor, is_supported
 
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 20
@@ -88,7 +89,9 @@ def llama_config(gguf: GgufFile) -> ModelConfig:
     """
     architecture = gguf.metadata.get("general.architecture")
     if architecture != "llama":
-        raise UnsupportedFile(str(gguf.path), f"architecture {architecture!r} is not supported: only 'llama' is")
+        raise UnsupportedFile(
+            str(gguf.path), f"architecture {reprlib.repr(architecture)} is not supported: only 'llama' is"
+        )
     hidden = _count(gguf, "llama.embedding_length", MAX_WIDTH)
     num_heads = _count(gguf, "llama.attention.head_count", MAX_WIDTH)
     num_kv_heads = _count(gguf, "llama.attention.head_count_kv", num_heads, default=num_heads)
@@ -102,7 +105,11 @@ def llama_config(gguf: GgufFile) -> ModelConfig:
     if rope_dim != head_dim or head_dim % 2:
         raise UnsupportedFile(str(gguf.path), f"rotary dimension {rope_dim} of head dimension {head_dim}")
     if (scaling := gguf.metadata.get("llama.rope.scaling.type", "none")) != "none":
-        raise UnsupportedFile(str(gguf.path), f"rope scaling {scaling!r} is not supported yet")
+        raise UnsupportedFile(str(gguf.path), f"rope scaling {reprlib.repr(scaling)} is not supported yet")
+    # Without a type llama.cpp takes these for linear scaling; 0 and 1 mean none.
+    for key in ("llama.rope.scaling.factor", "llama.rope.scale_linear"):
+        if "llama.rope.scaling.type" not in gguf.metadata and (factor := gguf.metadata.get(key, 1.0)) not in (0, 1):
+            raise UnsupportedFile(str(gguf.path), f"rope scaling by {key} {reprlib.repr(factor)} is not supported yet")
     embedding = gguf.entries.get("token_embd.weight")
     if embedding is None:
         raise MalformedFile(str(gguf.path), "tensor 'token_embd.weight' is missing")
@@ -140,9 +147,20 @@ def load_llama(gguf: GgufFile) -> Checkpoint:
     # An unknown tensor (a bias, an expert) would change the result: never ignore one.
     known = {*shapes, "rope_freqs.weight"}
     problems += [f"tensor {name!r} is not part of a Llama model" for name in gguf.entries if name not in known]
+    if "rope_freqs.weight" in gguf.entries and (shape := gguf.entries["rope_freqs.weight"].shape) != (
+        config.rope_dim // 2,
+    ):
+        problems.append(
+            f"tensor 'rope_freqs.weight' has the shape {shape}, the config asks for {(config.rope_dim // 2,)}"
+        )
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise MalformedFile(str(gguf.path), "; ".join(problems[:5]) + more)
+    for entry in gguf.entries.values():
+        if not is_supported(entry.quantization):
+            raise UnsupportedFile(
+                str(gguf.path), f"tensor {entry.name!r} is of type {entry.quantization.name}, which is not supported"
+            )
     tensors: dict[str, QuantizedTensor | Tensor] = {}
     for name, shape in shapes.items():
         tensor = gguf.tensor(name)
@@ -151,6 +169,8 @@ def load_llama(gguf: GgufFile) -> Checkpoint:
             tensor = tensor.take_rows(unpermuted_rows(heads, config.head_dim))
         tensors[_checkpoint_name(name)] = tensor.dequantize()[0] if len(shape) == 1 else tensor
     factors = gguf.tensor("rope_freqs.weight").dequantize()[0] if "rope_freqs.weight" in gguf.entries else None
+    if factors is not None and not bool(((factors > 0) & factors.isfinite()).all()):
+        raise MalformedFile(str(gguf.path), "tensor 'rope_freqs.weight' has divisors that are not positive numbers")
     return Checkpoint(config, tensors, factors)
 
 
@@ -204,12 +224,14 @@ def _checkpoint_name(name: str) -> str:
 def _count(gguf: GgufFile, key: str, limit: int, default: int | None = None) -> int:
     value = gguf.metadata.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= limit:
-        raise MalformedFile(str(gguf.path), f"metadata key {key!r} is {value!r}, not a whole number from 1 to {limit}")
+        raise MalformedFile(
+            str(gguf.path), f"metadata key {key!r} is {reprlib.repr(value)}, not a whole number from 1 to {limit}"
+        )
     return value
 
 
 def _number(gguf: GgufFile, key: str, default: float | None = None) -> float:
     value = gguf.metadata.get(key, default)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise MalformedFile(str(gguf.path), f"metadata key {key!r} is {value!r}, not a positive number")
+        raise MalformedFile(str(gguf.path), f"metadata key {key!r} is {reprlib.repr(value)}, not a positive number")
     return float(value)

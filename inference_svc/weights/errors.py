@@ -1,11 +1,11 @@
 """What can be wrong with a model or adapter file.
 
-    WeightsError
-    ├── FileMissing        it is not where the reference says
-    ├── MalformedFile      it is truncated, lies about itself, or breaks its format
-    ├── UnsupportedFile    it is valid, but of a kind that is not supported
-    ├── PathNotAllowed     it lies outside the allowed roots
-    └── HubUnavailable     the hub cannot be reached, or does not have it
+WeightsError
+├── FileMissing        it is not where the reference says
+├── MalformedFile      it is truncated, lies about itself, or breaks its format
+├── UnsupportedFile    it is valid, but of a kind that is not supported
+├── PathNotAllowed     it lies outside the allowed roots
+└── HubUnavailable     the hub cannot be reached, or does not have it
 """
 
 from __future__ import annotations

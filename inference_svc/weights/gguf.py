@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,26 +31,38 @@ class GgufFile:
             FileMissing, MalformedFile, UnsupportedFile: see gguf_header.
         """
         try:
+            # A pipe would block the open: look first.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise FileMissing(str(path), "is not a file")
             with path.open("rb") as file:
                 if path.stat().st_size == 0:
                     raise MalformedFile(str(path), "the file is empty")
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
                     header = read_header(str(path), data)
-        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        except OSError as error:
             raise FileMissing(str(path), f"cannot be read: {error.strerror}") from error
         return cls(path, header.metadata, header.tensors)
 
     def tensor(self, name: str) -> QuantizedTensor:
-        """Read a tensor of one or two axes into memory, as it is packed in the file."""
+        """Read a tensor of one or two axes into memory, as it is packed in the file.
+
+        Raises:
+            FileMissing, MalformedFile: the file is gone or shorter by now, or the tensor has more axes.
+        """
         entry = self.entries[name]
         if len(entry.shape) > 2:
-            raise MalformedFile(str(self.path), f"tensor {name!r} has {len(entry.shape)} axes, two at most are expected")
+            raise MalformedFile(
+                str(self.path), f"tensor {name!r} has {len(entry.shape)} axes, two at most are expected"
+            )
         rows = entry.shape[0] if len(entry.shape) == 2 else 1
         data = torch.empty((rows, entry.nbytes // rows), dtype=torch.uint8)
-        with self.path.open("rb") as file:
-            file.seek(entry.offset)
-            # Straight into the tensor: no second copy, and nothing that outlives a change of the file.
-            count = file.readinto(memoryview(data.numpy()).cast("B"))  # type: ignore[attr-defined]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(entry.offset)
+                # Straight into the tensor: no second copy, and nothing that outlives a change of the file.
+                count = file.readinto(data.numpy().data)
+        except OSError as error:
+            raise FileMissing(str(self.path), f"cannot be read: {error.strerror}") from error
         if count != entry.nbytes:
             raise MalformedFile(str(self.path), f"tensor {name!r} is cut off: the file changed while it was read")
         return QuantizedTensor(data, entry.quantization, (rows, entry.shape[-1]))

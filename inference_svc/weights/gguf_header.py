@@ -1,11 +1,12 @@
 """Reads the header of a GGUF file (versions 2 and 3, little-endian) and believes nothing that it says unchecked.
 
-Every length is compared with what is left of the file before anything is allocated, so a file can never make the reader use
-more memory than a small multiple of its own size. Format: the GGUF specification of the ggml project.
+Every length is compared with what is left of the file before anything is allocated, so a file can never make the
+reader use more memory than a small multiple of its own size. Format: the GGUF specification of the ggml project.
 """
 
 from __future__ import annotations
 
+import reprlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -126,7 +127,9 @@ def read_header(path: str, data: memoryview) -> GgufHeader:
     alignment = metadata.get("general.alignment", 32)
     is_valid = isinstance(alignment, int) and not isinstance(alignment, bool) and 0 < alignment <= MAX_ALIGNMENT
     if not is_valid or alignment & (alignment - 1):  # type: ignore[operator]
-        raise cursor.malformed(f"general.alignment is {alignment!r}, not a power of two up to {MAX_ALIGNMENT}")
+        raise cursor.malformed(
+            f"general.alignment is {reprlib.repr(alignment)}, not a power of two up to {MAX_ALIGNMENT}"
+        )
     assert isinstance(alignment, int)
     start = -(-cursor.position // alignment) * alignment
     return GgufHeader(metadata, _placed(cursor, infos, start, alignment))

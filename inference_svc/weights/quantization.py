@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import gguf.quants
+import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
@@ -15,6 +16,17 @@ _PLAIN = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+
+
+def is_supported(quantization: GGMLQuantizationType) -> bool:
+    """There is a way to dequantize the type."""
+    if quantization in _PLAIN or quantization in _UNPACKERS:
+        return True
+    try:
+        gguf.quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[quantization][1]), np.uint8), quantization)
+    except NotImplementedError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

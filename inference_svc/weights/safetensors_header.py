@@ -1,7 +1,7 @@
 """Reads a safetensors file and believes nothing that its header says unchecked.
 
-Format: 8 bytes with the length of the header (little-endian), the header (JSON: name -> dtype, shape, data_offsets), the
-tensors. https://github.com/huggingface/safetensors#format; the rules enforced here are those of its Rust reader, and more.
+Format (https://github.com/huggingface/safetensors#format): 8 bytes with the length of the header, little-endian; the
+header, JSON of name -> dtype, shape, data_offsets; the tensors. The rules are those of its Rust reader, and more.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAX_SIZE = 1 << 63  # of one axis: what torch can count to
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _OTHER_DTYPES = frozenset(
-    ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F64", "C64")
-    + ("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+    "BOOL U8 I8 U16 I16 U32 I32 U64 I64 F64 C64 F4 F6_E2M3 F6_E3M2 "
+    "F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ".split()
 )
 
 
@@ -126,7 +126,9 @@ def _entry(path: str, name: str, value: object, start: int) -> SafetensorsEntry:
     if dtype not in _DTYPES:
         raise UnsupportedFile(path, f"{label} is of dtype {dtype}: {', '.join(_DTYPES)} are supported")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _malformed(path, f"{label} has the shape {_short(shape)}, expected at most {MAX_DIMENSIONS} whole numbers")
+        raise _malformed(path, f"{label} has the shape {_short(shape)}, expected up to {MAX_DIMENSIONS} whole numbers")
+    if math.prod(max(size, 1) for size in shape) >= MAX_SIZE:  # with a 0 among them it would fit any file
+        raise _malformed(path, f"{label} has the shape {_short(shape)}, more than anything can hold")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _malformed(path, f"{label} has the data_offsets {_short(offsets)}, expected [begin, end]")
     nbytes = offsets[1] - offsets[0]
@@ -147,7 +149,7 @@ def _read_tensor(path: Path, file: BinaryIO, entry: SafetensorsEntry) -> torch.T
         return tensor
     file.seek(entry.offset)
     # Straight into the tensor's memory: no second copy.
-    count = file.readinto(memoryview(tensor.view(-1).view(torch.uint8).numpy()))  # type: ignore[attr-defined]
+    count = file.readinto(tensor.view(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
     if count != entry.nbytes:
         raise _malformed(str(path), f"tensor {_short(entry.name)} is cut off: the file changed while it was read")
     return tensor

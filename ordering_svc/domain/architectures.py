@@ -1,8 +1,8 @@
 """The modules of each architecture that an adapter can sit on, in the order in which PEFT visits them.
 
 The order is that of `named_modules()` of the model that transformers builds (checked in tests against transformers 5 on
-the meta device): embeddings, then every decoder layer from 0, then `lm_head`. Mixtral's experts are fused in transformers
-5 and so are no modules of their own.
+the meta device): embeddings, then every decoder layer from 0, then `lm_head`. Mixtral's experts are fused in
+transformers 5 and so are no modules of their own.
 """
 
 from __future__ import annotations

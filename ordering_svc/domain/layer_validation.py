@@ -145,8 +145,8 @@ def _order_problems(layers: Sequence[LayerRow], structure: ModelStructure) -> It
         if places[earlier.path] > places[later.path]:
             message = (
                 f"Row {earlier.row} ({shown(earlier.path)}) comes before row {later.row} ({shown(later.path)}), but"
-                f" PEFT visits them the other way round in a {structure.architecture} model: an X-LoRA trained with PEFT"
-                " would use the scalings of the wrong layers."
+                f" PEFT visits them the other way round in a {structure.architecture} model: an X-LoRA trained with"
+                " PEFT would use the scalings of the wrong layers."
             )
             yield Problem("ROWS_NOT_IN_PEFT_ORDER", "layers", message, Severity.WARNING)
             return

@@ -26,7 +26,9 @@ class Problem:
     field: str  # path into the document, for instance `layers["lm_head"]`
     message: str  # one sentence: the offending name and value, and what to do
     severity: Severity = Severity.ERROR
-    entry: int = dataclasses.field(default=0, compare=False)  # place inside its top-level key; findings are sorted by it
+    entry: int = dataclasses.field(
+        default=0, compare=False
+    )  # place inside its top-level key; findings are sorted by it
 
     @property
     def is_error(self) -> bool:

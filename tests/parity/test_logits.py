@@ -7,7 +7,7 @@ layers; an adapter with a wrong scale, order or row differs by more than 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def token_ids() -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def oracle(transformers_smollm2: Any, token_ids: list[int]) -> Iterator[Mapping[str, Tensor]]:
+def oracle(transformers_smollm2: Any, token_ids: list[int]) -> Mapping[str, Tensor]:
     """What transformers and PEFT compute, by name of the case."""
     from peft import PeftModel
 
@@ -76,7 +76,7 @@ def oracle(transformers_smollm2: Any, token_ids: list[int]) -> Iterator[Mapping[
     answers["weighted sum"] = logits(peft)
     base = peft.unload()
     answers["x-lora"], answers["scalings"] = peft_xlora(base, ids)
-    yield answers
+    return answers
 
 
 def peft_xlora(base: Any, ids: Tensor) -> tuple[Tensor, Tensor]:

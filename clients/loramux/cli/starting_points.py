@@ -114,7 +114,7 @@ def _folder_with(start: Path, names: Sequence[str]) -> Path | None:
 
 
 def _kind(folder: Path | None, names: Sequence[str]) -> AdapterKind | None:
-    """X-LoRA if the folder's classifier was trained with these names, LoRA if with others; None without a classifier."""
+    """X-LoRA if the folder's classifier was trained with these names, LoRA if with others; None without one."""
     if folder is None:
         return None
     try:

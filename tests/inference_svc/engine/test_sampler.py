@@ -17,13 +17,15 @@ from inference_svc.errors import InvalidRequest
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
 
 
-def state(seed: int = 0, prompt: tuple[int, ...] = (), generated: tuple[int, ...] = (), **values: float) -> SamplingState:
+def state(
+    seed: int = 0, prompt: tuple[int, ...] = (), generated: tuple[int, ...] = (), **values: float
+) -> SamplingState:
     sampling = Sampling(**values)  # type: ignore[arg-type]
     return SamplingState(sampling, random.Random(seed), frozenset(prompt), Counter(generated))
 
 
 def drawn(count: int = 2000, **values: float) -> Counter[int]:
-    subject = state(**values)
+    subject = state(**values)  # type: ignore[arg-type]
     return Counter(choose(LOGITS, subject, frozenset()) for _ in range(count))
 
 

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from loramux.inference.v1 import adapter_service_pb2_grpc, inference_service_pb2_grpc
 
 from inference_svc.rpc.ports import Service
 from inference_svc.server import InferenceServer
+from loramux.inference.v1 import adapter_service_pb2_grpc, inference_service_pb2_grpc
 from tests.inference_svc.rpc.fakes import FakeDescription, FakeDesk, FakeEngine, FakeShelf, FakeTokenizer
 
 

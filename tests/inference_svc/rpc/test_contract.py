@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
+from structlog.testing import capture_logs
+
+from inference_svc.errors import AdapterNotFound, PromptTooLong, QueueFull
 from loramux.inference.v1 import (
     adapter_pb2,
     adapter_service_pb2,
     generation_pb2,
     inference_service_pb2,
 )
-from structlog.testing import capture_logs
-
-from inference_svc.errors import AdapterNotFound, PromptTooLong, QueueFull
 from tests.inference_svc.rpc.fakes import FakeEngine, FakeShelf
 
 if TYPE_CHECKING:  # the names exist for type checkers only
@@ -39,11 +39,9 @@ def loras(*names: str) -> adapter_pb2.AdapterSelection:
 
 
 async def failure_of(stub_method: Any, request: object) -> grpc.aio.AioRpcError:
+    call = stub_method(request)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if isinstance(stub_method, grpc.aio.UnaryStreamMultiCallable):
-            [event async for event in stub_method(request)]
-        else:
-            await stub_method(request)
+        await (call.read() if isinstance(call, grpc.aio.UnaryStreamCall) else call)
     return caught.value
 
 
@@ -161,10 +159,12 @@ async def raw_call(channel: grpc.aio.Channel, path: str, method: Any, raw: bytes
     """The status that a method gives to these bytes."""
     try:
         if method.server_streaming:
-            async for _ in channel.unary_stream(path)(raw):
+            stream: Any = channel.unary_stream(path)
+            async for _ in stream(raw):
                 pass
         else:
-            await channel.unary_unary(path)(raw)
+            unary: Any = channel.unary_unary(path)
+            await unary(raw)
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
@@ -201,6 +201,7 @@ async def test_damaged_messages_are_never_an_unknown_or_internal_error(
 
 
 async def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.aio.Channel) -> None:
+    sing: Any = channel.unary_unary("/loramux.inference.v1.InferenceService/Sing")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary("/loramux.inference.v1.InferenceService/Sing")(b"")
+        await sing(b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

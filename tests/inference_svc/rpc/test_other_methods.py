@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
-from loramux.inference.v1 import adapter_pb2, adapter_service_pb2, generation_pb2, inference_service_pb2
 
 from inference_svc.adapters.selection import LoraSelection
 from inference_svc.errors import OrderingServiceUnavailable
+from loramux.inference.v1 import adapter_pb2, adapter_service_pb2, generation_pb2, inference_service_pb2
 from tests.inference_svc.rpc.fakes import FakeDesk, FakeShelf, resident
 
 if TYPE_CHECKING:  # the names exist for type checkers only

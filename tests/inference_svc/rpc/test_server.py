@@ -8,17 +8,17 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from loramux.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
 
-from inference_svc.config import CannotStart, Config, ConfigError, load_config
+from inference_svc.config import Config, ConfigError, StartError, load_config
 from inference_svc.rpc.ports import Service
 from inference_svc.server import SERVICE_NAMES, InferenceServer, running, serve
+from loramux.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
 from tests.inference_svc.rpc.fakes import FakeEngine, FakeStream
 
 if TYPE_CHECKING:  # the name exists for type checkers only
@@ -37,8 +37,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def health_of(channel: grpc.aio.Channel, name: str) -> int:
-    answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=name))
-    return answer.status
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    status: int = (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
+    return status
 
 
 @pytest.mark.parametrize("name", ["", *SERVICE_NAMES])
@@ -51,7 +52,8 @@ async def test_health_turns_when_the_engine_dies(name: str, engine: FakeEngine, 
 
 
 async def test_a_watcher_hears_of_a_dead_engine(engine: FakeEngine, channel: grpc.aio.Channel) -> None:
-    call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    call = stub.Watch(health_pb2.HealthCheckRequest(service=""))
     assert (await call.read()).status == SERVING
     engine.is_healthy = False
     assert (await call.read()).status == NOT_SERVING
@@ -59,9 +61,8 @@ async def test_a_watcher_hears_of_a_dead_engine(engine: FakeEngine, channel: grp
 
 
 async def test_reflection_lists_our_services(channel: grpc.aio.Channel) -> None:
-    call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    )
+    make_stub: Any = reflection_pb2_grpc.ServerReflectionStub  # typed for the blocking API only
+    call = make_stub(channel).ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     answer = await call.read()
     names = {service.name for service in answer.list_services_response.service}
     assert set(SERVICE_NAMES) | {"grpc.health.v1.Health"} <= names
@@ -132,7 +133,7 @@ async def test_running_serves_and_tells_its_address_only_when_ready(service: Ser
 
 async def test_a_start_that_fails_gives_the_address_back(config: Config, service: Service) -> None:
     async def fail(_: Config) -> Service:
-        raise CannotStart("no model")
+        raise StartError("no model")
 
     async def succeed(_: Config) -> Service:
         return service
@@ -141,7 +142,7 @@ async def test_a_start_that_fails_gives_the_address_back(config: Config, service
     address = probe.address
     await probe.stop_now()
     fixed = config.model_copy(update={"listen": address})
-    with pytest.raises(CannotStart, match="no model"):
+    with pytest.raises(StartError, match="no model"):
         async with running(fixed, fail):
             pass
     async with running(fixed, succeed) as bound:
@@ -154,7 +155,7 @@ async def test_a_port_file_that_cannot_be_written_stops_the_engine(
     async def succeed(_: Config) -> Service:
         return service
 
-    with pytest.raises(CannotStart, match="--port-file"):
+    with pytest.raises(StartError, match="--port-file"):
         await serve(config.model_copy(update={"port_file": tmp_path / "no" / "port"}), succeed)
     assert engine.num_stops > 0
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from inference_svc import errors
 from inference_svc.errors import InferenceError, InvalidRequest
@@ -39,7 +39,7 @@ def promised_codes() -> dict[str, str]:
     promised: dict[str, str] = {}
     parent_code = ""
     for line in errors.__doc__.splitlines():
-        found = re.match(r"^    ([│ ]*)[├└]── (\w+)(.*)$", line)
+        found = re.match(r"^([│ ]*)[├└]── (\w+)(.*)$", line)
         if found is None:
             continue
         code = re.search(r"([A-Z_]{6,})$", found.group(3))

@@ -1,0 +1,28 @@
+"""What several parity tests compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from inference_svc.weights.checkpoint import llama_config
+from inference_svc.weights.gguf import GgufFile
+
+
+@pytest.fixture(scope="session")
+def transformers_smollm2(smollm2_gguf: Path) -> PreTrainedModel:
+    """The real model in float32 as transformers reads its GGUF file: eager attention, evaluation mode.
+
+    Shared by the whole session: what changes it (PEFT does) must change it back, or copy it.
+    """
+    model = AutoModelForCausalLM.from_pretrained(
+        str(smollm2_gguf.parent), gguf_file=smollm2_gguf.name, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    # Versions of transformers have lost the base of the rotary frequencies on this path, which changes every logit.
+    config = llama_config(GgufFile.open(smollm2_gguf))
+    exponents = torch.arange(0, config.rope_dim, 2).float() / config.rope_dim
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, 1.0 / config.rope_theta**exponents)
+    return model

@@ -1,0 +1,61 @@
+"""Who may import whom: the architecture, held."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TRANSPORT = {"grpc", "google", "protovalidate", "loramux"}
+RULES: list[tuple[str, set[str]]] = [
+    ("inference_svc/scheduling", {"torch", "grpc"}),
+    ("inference_svc/kv_cache/blocks.py", {"torch", "grpc"}),
+    ("inference_svc/models", TRANSPORT),
+    ("inference_svc/layers", TRANSPORT),
+    ("inference_svc/adapters", TRANSPORT),
+    ("inference_svc/kernels", TRANSPORT),
+    ("inference_svc/engine", TRANSPORT),
+    ("inference_svc/rpc", {"torch"}),
+    ("inference_svc", {"ordering_svc", "transformers", "peft"}),
+    ("ordering_svc", {"inference_svc", "torch", "transformers", "peft"}),
+    ("clients", {"inference_svc", "ordering_svc", "torch"}),
+]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of the packages that a module imports, whether at its top or inside a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def modules(place: str) -> list[Path]:
+    path = ROOT / place
+    found = [path] if path.suffix else sorted(path.rglob("*.py"))
+    assert found, f"{place} holds no modules"
+    return found
+
+
+@pytest.mark.parametrize(("place", "forbidden"), RULES, ids=[place for place, _ in RULES])
+def test_no_module_imports_what_its_place_forbids(place: str, forbidden: set[str]) -> None:
+    broken = {
+        str(path.relative_to(ROOT)): sorted(bad) for path in modules(place) if (bad := imported(path) & forbidden)
+    }
+    assert not broken
+
+
+def test_the_domain_of_orderings_needs_the_standard_library_alone() -> None:
+    import sys
+
+    allowed = set(sys.stdlib_module_names) | {"ordering_svc"}
+    for path in modules("ordering_svc/domain"):
+        assert not imported(path) - allowed, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ordering_svc"):
+                assert node.module.startswith(("ordering_svc.domain", "ordering_svc.errors")), (path, node.module)
