@@ -279,4 +279,3 @@ def _refuse_errors(problems: Sequence[Problem], prefix: str) -> None:
 
 def _field(prefix: str, field: str) -> str:
     return f"{prefix}{field}" if field and not field.startswith("[") else f"{prefix.rstrip('.')}{field}"
-

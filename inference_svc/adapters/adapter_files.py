@@ -74,11 +74,11 @@ def read_adapter_tensors(path: Path, name: str, max_bytes: int) -> dict[str, Ten
     try:
         return read_tensors(path)
     except FileMissing as error:
-        raise SourceNotFound(f"{name}: {error}", file=name) from error
+        raise SourceNotFound(f"{name}: {_said(error)}", file=name) from error
     except UnsupportedFile as error:
-        raise AdapterUnsupported(f"{name}: {error}", file=name) from error
+        raise AdapterUnsupported(f"{name}: {_said(error)}", file=name) from error
     except WeightsError as error:
-        raise AdapterMalformed(f"{name}: {error}", file=name) from error
+        raise AdapterMalformed(f"{name}: {_said(error)}", file=name) from error
 
 
 def tensor_problem(key: str, tensor: Tensor, dimensions: int) -> str | None:
@@ -90,3 +90,8 @@ def tensor_problem(key: str, tensor: Tensor, dimensions: int) -> str | None:
     if not bool(tensor.float().isfinite().all()):
         return f"`{key}` holds NaN or infinity"
     return None
+
+
+def _said(error: WeightsError) -> str:
+    """The message without the path, which is this machine's own affair."""
+    return str(error).removeprefix(f"{error.path}: ")

@@ -21,7 +21,6 @@ from inference_svc.errors import (
     AdapterUnsupported,
     InferenceError,
     LimitReached,
-    SourceNotFound,
 )
 
 TENSORS_NAME = "adapter_model.safetensors"

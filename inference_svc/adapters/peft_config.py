@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference_svc.adapters.config_file import ConfigFile, as_float, is_finite_number, read_config
-from inference_svc.adapters.peft_patterns import ModulePatterns, PatternRefused, compile_patterns
+from inference_svc.adapters.peft_patterns import ModulePatterns, PatternError, compile_patterns
 from inference_svc.errors import AdapterMalformed, AdapterUnsupported
 
 CONFIG_NAME = "adapter_config.json"
@@ -140,7 +140,7 @@ def _patterns(config: ConfigFile, key: str, *, whole: bool) -> ModulePatterns:
             )
     try:
         return compile_patterns({pattern: as_float(number) for pattern, number in value.items()})
-    except PatternRefused as error:
+    except PatternError as error:
         raise AdapterMalformed(f"{config.name}: `{key}`: {error}", file=config.name, key=key) from error
 
 

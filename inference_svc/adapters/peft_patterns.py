@@ -1,4 +1,4 @@
-"""PEFT's `rank_pattern` and `alpha_pattern`: regular expressions over module paths, from files that nobody vouches for."""
+"""PEFT's `rank_pattern` and `alpha_pattern`: regular expressions over module paths, from untrusted files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_PATTERN_COST = 5_000_000
 _COST_OF_REPETITION = 64  # about the length of a module path
 
 
-class PatternRefused(ValueError):
+class PatternError(ValueError):
     """The pattern is not a regular expression, or one that could take very long."""
 
 
@@ -35,29 +35,29 @@ def compile_patterns(values: Mapping[str, float]) -> ModulePatterns:
     """Compile patterns in file order.
 
     Raises:
-        PatternRefused: naming the pattern.
+        PatternError: naming the pattern.
     """
     return ModulePatterns(tuple((_compiled(key), value) for key, value in values.items()))
 
 
 def _compiled(key: str) -> re.Pattern[str]:
     if len(key) > MAX_PATTERN_LENGTH:
-        raise PatternRefused(f"pattern {key[:60]!r}... is longer than {MAX_PATTERN_LENGTH} characters")
+        raise PatternError(f"pattern {key[:60]!r}... is longer than {MAX_PATTERN_LENGTH} characters")
     if pattern_cost(key) > MAX_PATTERN_COST:
-        raise PatternRefused(f"pattern {key[:100]!r} could take very long to match: use fewer repetitions")
+        raise PatternError(f"pattern {key[:100]!r} could take very long to match: use fewer repetitions")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # "possible nested set" means that the author's intent is unclear
             return re.compile(rf"(.*\.)?({key})$")
     except (re.error, Warning, RecursionError, OverflowError) as error:
-        raise PatternRefused(f"pattern {key[:100]!r} is not a regular expression: {error}") from error
+        raise PatternError(f"pattern {key[:100]!r} is not a regular expression: {error}") from error
 
 
 def pattern_cost(key: str) -> int:
     """An upper bound on the ways in which a module path can be tried; infinite repetition of groups costs too much.
 
     Raises:
-        PatternRefused: a construct that cannot be bounded (look-around, back-reference, repeated group).
+        PatternError: a construct that cannot be bounded (look-around, back-reference, repeated group).
     """
     cost = 1
     alternatives = [1]
@@ -66,20 +66,20 @@ def pattern_cost(key: str) -> int:
         char = key[i]
         if char == "\\":
             if key[i + 1 : i + 2].isdigit():
-                raise PatternRefused(f"pattern {key[:100]!r} has a back-reference, which is not supported")
+                raise PatternError(f"pattern {key[:100]!r} has a back-reference, which is not supported")
             i += 1
         elif char == "[":
             i = _end_of_class(key, i)
         elif char == "(":
             if key.startswith("(?", i) and not key.startswith("(?:", i):
-                raise PatternRefused(f"pattern {key[:100]!r} has `{key[i : i + 3]}`, which is not supported")
+                raise PatternError(f"pattern {key[:100]!r} has `{key[i : i + 3]}`, which is not supported")
             i += 2 if key.startswith("(?", i) else 0
             alternatives.append(1)
         elif char == "|":
             alternatives[-1] += 1
         elif char == ")":
             if key[i + 1 : i + 2] in tuple("*+{"):
-                raise PatternRefused(f"pattern {key[:100]!r} repeats a group, which could take very long to match")
+                raise PatternError(f"pattern {key[:100]!r} repeats a group, which could take very long to match")
             cost *= alternatives.pop() if len(alternatives) > 1 else 1
         elif char in "*+{":
             cost *= _COST_OF_REPETITION

@@ -1,4 +1,4 @@
-"""`xlora_config.json` and `xlora_classifier.safetensors`: the classifier of an X-LoRA mixture in the original layout."""
+"""The classifier of an X-LoRA mixture in the original layout: `xlora_config.json` and its safetensors file."""
 
 from __future__ import annotations
 

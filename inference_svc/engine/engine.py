@@ -109,10 +109,10 @@ class Engine:
             QueueFull: it cannot run now.
             AdapterNotFound, AdapterWrongKind: its adapters cannot be had.
         """
-        if self._draining:
+        if self._draining and self._failure is None:
             raise Draining("the service is shutting down and takes no new requests: send it to another one")
         if not self.is_healthy:
-            raise EngineStopped(f"the engine has stopped ({self._failure}): restart the service")
+            raise EngineStopped(f"the engine does not run ({self._failure or 'not started'}): restart the service")
         num_prompt = len(request.prompt_token_ids)
         if num_prompt == 0:
             raise InvalidRequest("prompt", "the prompt has no tokens: send at least one")
@@ -205,15 +205,19 @@ class Engine:
 
     def _take_in(self) -> None:
         """Admit what has arrived; drop what nobody reads any more."""
-        while self._inbox:
-            answer = self._inbox.popleft()
-            self._answers[answer.sequence] = answer
-            self.scheduler.add(answer.sequence)
+        self._empty_inbox()
         for answer in list(self._answers.values()):
             if answer.stream.is_cancelled:
                 self._end(answer)
             elif answer.stream.seconds_unread() > self.config.slow_reader_seconds:
                 self._end(answer, ReaderTooSlow(f"nothing was read for {self.config.slow_reader_seconds:g} seconds"))
+
+    def _empty_inbox(self) -> None:
+        while self._inbox:
+            answer = self._inbox[0]
+            self._answers[answer.sequence] = answer
+            self.scheduler.add(answer.sequence)
+            self._inbox.popleft()  # last, so that at no moment the request counts nowhere
 
     def _row_request(self, item: ScheduledSequence) -> RowRequest:
         answer = self._answers[item.sequence]
@@ -243,9 +247,6 @@ class Engine:
 
     def _fail_all(self, error: InferenceError) -> None:
         self._draining = True
-        while self._inbox:
-            answer = self._inbox.popleft()
-            self._answers[answer.sequence] = answer
-            self.scheduler.add(answer.sequence)
+        self._empty_inbox()
         for answer in list(self._answers.values()):
             self._end(answer, error)

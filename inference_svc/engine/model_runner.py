@@ -1,8 +1,8 @@
 """Turns a schedule into forward passes: the only place where lists become tensors.
 
 A step is one pass, or two if X-LoRA is in it. The first pass carries every base and LoRA row, and the scaling pass of
-every X-LoRA row (the plain base model, on a cache of its own); its hidden states give the scalings. The second pass carries
-the X-LoRA rows alone, with those scalings.
+every X-LoRA row (the plain base model, on a cache of its own); its hidden states give the scalings. The second pass
+carries the X-LoRA rows alone, with those scalings.
 """
 
 from __future__ import annotations

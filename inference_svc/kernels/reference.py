@@ -13,7 +13,7 @@ from inference_svc.layers.batch import AttentionSegment
 from inference_svc.weights.quantization import QuantizedTensor
 
 # Rows in one product of the batch-invariant mode. A product of a fixed shape treats each row the same wherever it
-# stands and whatever is beside it; one whose shape follows the batch does not (libraries choose their blocking by shape).
+# stands and whatever is beside it; one whose shape follows the batch does not: blocking is chosen by shape.
 ROW_TILE = 16
 
 

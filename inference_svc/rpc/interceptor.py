@@ -14,9 +14,9 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from inference_svc.errors import InferenceError
+from inference_svc.rpc.contract import problems_of
 from inference_svc.rpc.status import FieldProblem, status_of, status_of_fault, status_of_problems
 from inference_svc.rpc.translation import as_inference_error
-from inference_svc.rpc.validation import problems_of
 
 OUR_METHODS = "/loramux."
 
@@ -97,7 +97,9 @@ def _accepted(method: str, decode: Callable[[bytes], Message], raw: bytes) -> Me
     try:
         request = decode(raw)
     except DecodeError:
-        raise _RefusedError([FieldProblem("", f"the request is not a message of {method}", "malformed")]) from None
+        raise _RefusedError(
+            [FieldProblem("", f"the request is not a message of {method}", "MALFORMED_MESSAGE")]
+        ) from None
     request_id = getattr(request, "request_id", "")
     if request_id:
         structlog.contextvars.bind_contextvars(request_id=request_id)

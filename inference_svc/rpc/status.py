@@ -47,7 +47,7 @@ class FieldProblem:
 
     field: str  # dotted path, for instance `stopping.stop[1]`
     description: str
-    rule: str = ""
+    reason: str = ""  # UPPER_SNAKE, stable
 
 
 def code_of(error: errors.InferenceError) -> grpc.StatusCode:
@@ -95,7 +95,7 @@ def _attach_problems(status: status_pb2.Status, problems: Sequence[FieldProblem]
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=shortened(problem.field, MAX_VALUE_BYTES),
             description=shortened(problem.description, MAX_MESSAGE_BYTES),
-            reason=problem.rule,
+            reason=problem.reason,
         )
         if bad_request.ByteSize() + violation.ByteSize() > MAX_VIOLATIONS_BYTES:
             break

@@ -1,9 +1,9 @@
 """Conversations to text, by the chat template in the model file.
 
-A template is a program by whoever made the model. jinja2's sandbox keeps it from reading files, but not from running for
-ever or filling the memory: `{% for a in range(99999) %}{% for b in range(99999) %}`, `"a" * 10**11`, a string doubled sixty
-times. Counting loop turns misses the last two, and Python cannot stop a thread inside such an operation. So a
-template runs in a process of its own, with a limit on its memory, and is killed when its time is up.
+A template is a program by whoever made the model. jinja2's sandbox keeps it from reading files, but not from running
+for ever or filling the memory: `{% for a in range(99999) %}{% for b in range(99999) %}`, `"a" * 10**11`, a string
+doubled sixty times. Counting loop turns misses the last two, and Python cannot stop a thread inside such an operation.
+So a template runs in a process of its own, with a limit on its memory, and is killed when its time is up.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class ChatTemplate:
                 if self._worker is None:
                     self._worker = _Worker(self.source, self._max_chars)
                 answer = self._worker.ask(json.dumps(request).encode(), self._time_limit_s)
-            except _WorkerLost as error:
+            except _WorkerLostError as error:
                 self._worker = None
                 raise ChatTemplateError(f"The chat template {error}.") from error
         if "error" in answer:
@@ -92,7 +92,7 @@ class ChatTemplate:
         return answer["text"]
 
 
-class _WorkerLost(Exception):
+class _WorkerLostError(Exception):
     """The process is gone."""
 
 
@@ -122,7 +122,7 @@ class _Worker:
             self._connection.send_bytes(source.encode("utf-8", "surrogatepass"))
         except (EOFError, OSError) as error:
             self._end()
-            raise _WorkerLost("has no process: it did not start") from error
+            raise _WorkerLostError("has no process: it did not start") from error
 
     def ask(self, request: bytes, time_limit_s: float) -> dict[str, str]:
         """Send a request and wait for its answer; a worker that does not answer in time is killed."""
@@ -130,11 +130,11 @@ class _Worker:
             self._connection.send_bytes(request)
             if not self._connection.poll(time_limit_s):
                 self._end()
-                raise _WorkerLost(f"did not finish within {time_limit_s:g} s, and was stopped")
+                raise _WorkerLostError(f"did not finish within {time_limit_s:g} s, and was stopped")
             answer: dict[str, str] = json.loads(self._connection.recv_bytes(self._max_bytes))
         except (EOFError, OSError) as error:
             self._end()
-            raise _WorkerLost("ended its process") from error
+            raise _WorkerLostError("ended its process") from error
         return answer
 
 

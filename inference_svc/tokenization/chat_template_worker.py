@@ -27,7 +27,7 @@ MEMORY_LIMIT = 1 << 30  # bytes of address space; the interpreter and jinja2 tak
 class Generation(Extension):
     """`{% generation %}` marks the assistant's part for training; here it is its content."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         """Return the block's content."""

@@ -1,10 +1,10 @@
 """What can be wrong with a tokenizer, or with what it is given.
 
-    TokenizationError
-    ├── UnsupportedTokenizer   the model file describes a tokenizer of a kind that is not supported
-    ├── ChatTemplateError      the conversation cannot be rendered: the template refuses it, breaks or runs too long
-    ├── InvalidTokenId         no such token
-    └── InvalidText            text that is not Unicode
+TokenizationError
+├── UnsupportedTokenizer   the model file describes a tokenizer of a kind that is not supported
+├── ChatTemplateError      the conversation cannot be rendered: the template refuses it, breaks or runs too long
+├── InvalidTokenId         no such token
+└── InvalidText            text that is not Unicode
 """
 
 from __future__ import annotations

@@ -38,15 +38,16 @@ def tokenizer_from_gguf(gguf: GgufFile) -> ModelTokenizer:
     backend = Tokenizer(
         models.BPE(vocab=vocabulary, merges=_merges(keys, vocabulary), ignore_merges=pre.ignores_merges)
     )
-    backend.normalizer = pre.normalizer()  # type: ignore[assignment]
-    backend.pre_tokenizer = pre.pre_tokenizer()  # type: ignore[assignment]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.normalizer = pre.normalizer()
+    backend.pre_tokenizer = pre.pre_tokenizer()
+    backend.decoder = decoders.ByteLevel()
     control = [index for index, kind in enumerate(token_types) if kind == _CONTROL]
     user_defined = [index for index, kind in enumerate(token_types) if kind == _USER_DEFINED]
     backend.add_special_tokens([AddedToken(tokens[index], normalized=False, special=True) for index in control])
     backend.add_tokens([AddedToken(tokens[index], normalized=False, special=False) for index in user_defined])
     special = SpecialTokens(
         bos_token_id=keys.token_id("bos", len(tokens)),
+        eos_token_id=keys.token_id("eos", len(tokens)),
         eos_token_ids=frozenset(token_id for end in _ENDS if (token_id := keys.token_id(end, len(tokens))) is not None),
         control_token_ids=frozenset(control),
         adds_bos=keys.flag("tokenizer.ggml.add_bos_token", pre.adds_bos),
@@ -107,9 +108,8 @@ def _pre_tokenization(keys: _TokenizerKeys) -> PreTokenization:
     name = keys.text("tokenizer.ggml.pre", "")
     pre = PRE_TOKENIZATIONS.get(name)
     if pre is None:
-        raise UnsupportedTokenizer(
-            f"The model file's pre-tokenizer is {name!r}; supported are {', '.join(sorted(PRE_TOKENIZATIONS))}."
-        )
+        says = f"states the pre-tokenizer {name!r}" if name else "names no pre-tokenizer"
+        raise UnsupportedTokenizer(f"The model file {says}; supported are {', '.join(sorted(PRE_TOKENIZATIONS))}.")
     return pre
 
 

@@ -60,8 +60,8 @@ class StopResult:
 class StopStrings:
     """Ends a text before the first of some strings; holds back what could still become one.
 
-    The first is the one that is complete first, character by character; of several that end together, the one that begins
-    first. So the result does not depend on how the text is cut into pieces.
+    The first is the one that is complete first, character by character; of several that end together, the one that
+    begins first. So the result does not depend on how the text is cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """How text is cut before BPE merges anything, by the name in `tokenizer.ggml.pre`.
 
 GGUF gives a name only; what it means is defined by the tokenizer.json of the models that llama.cpp maps to that name
-(`LLAMA_VOCAB_PRE_TYPE_*` in llama.cpp's src/llama-vocab.cpp holds the same rules as regular expressions). Names that are
-not proved equal to a reference in tests are not listed.
+(`LLAMA_VOCAB_PRE_TYPE_*` in llama.cpp's src/llama-vocab.cpp holds the same rules as regular expressions). Names that
+are not compared with a reference in tests are not listed.
 """
 
 from __future__ import annotations

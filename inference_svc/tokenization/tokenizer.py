@@ -25,6 +25,7 @@ class SpecialTokens:
     """Token ids with a meaning, as far as the model has them."""
 
     bos_token_id: int | None
+    eos_token_id: int | None  # what follows a text in training
     eos_token_ids: frozenset[int]  # any of them ends an answer
     control_token_ids: frozenset[int]  # left out of text for people
     adds_bos: bool
@@ -75,7 +76,7 @@ class ModelTokenizer:
         if not add_special_tokens:
             return ids
         before = [special.bos_token_id] if special.adds_bos and special.bos_token_id is not None else []
-        after = [min(special.eos_token_ids)] if special.adds_eos and special.eos_token_ids else []
+        after = [special.eos_token_id] if special.adds_eos and special.eos_token_id is not None else []
         return [*before, *ids, *after]
 
     def render_chat(self, turns: Sequence[ChatTurn]) -> str:

@@ -69,6 +69,8 @@ def _unpack(data: Tensor, quantization: GGMLQuantizationType, columns: int) -> T
         return data.contiguous().view(_PLAIN[quantization]).float()
     unpack = _UNPACKERS.get(quantization)
     if unpack is None:
+        if not len(data):  # the gguf package stumbles over no rows
+            return torch.empty((0, columns), device=data.device)
         dense = torch.from_numpy(gguf.quants.dequantize(data.cpu().numpy(), quantization))
         return dense.to(data.device).reshape(-1, columns)
     blocks = data.reshape(-1, GGML_QUANT_SIZES[quantization][1])

@@ -45,7 +45,7 @@ def layer_problems(
     )
     for entry, layer in enumerate(layers):
         if layer.path in seen:  # from a message; a file's duplicates are found while it is read
-            message = f"The layer {shown(layer.path)} is there more than once: keep one."
+            message = f"The layer `{shown(layer.path)}` is there more than once: keep one."
             yield Problem("KEY_DUPLICATE", layer_place(layer.path), message, entry=entry)
         seen.add(layer.path)
         yield from _path_problems(layer.path, entry)
@@ -75,10 +75,10 @@ def _row_problems(layers: Sequence[LayerRow], *, has_unread_rows: bool) -> Itera
     count = len(layers)
     for layer in layers:
         if layer.row in owners:
-            shared.append(f"{layer.row} ({shown(owners[layer.row])} and {shown(layer.path)})")
+            shared.append(f"{layer.row} (`{shown(owners[layer.row])}` and `{shown(layer.path)}`)")
         owners.setdefault(layer.row, layer.path)
         if layer.row < 0 or (layer.row >= count and not has_unread_rows):
-            outside.append(f"{layer.row} ({shown(layer.path)})")
+            outside.append(f"{layer.row} (`{shown(layer.path)}`)")
     missing = [] if has_unread_rows else [str(row) for row in range(count) if row not in owners]
     faults = (("missing", missing), ("used twice", shared), ("out of range", outside))
     said = [f"{name}: {_some(rows)}" for name, rows in faults if rows]
@@ -99,10 +99,10 @@ def _path_problems(path: str, entry: int) -> Iterator[Problem]:
     if not path.strip():
         yield Problem("LAYER_PATH_EMPTY", place, "A layer has an empty path: write a module path.", entry=entry)
     elif len(path) > MAX_PATH_LENGTH:
-        message = f"The layer path {shown(path)} has {len(path)} characters, the limit is {MAX_PATH_LENGTH}."
+        message = f"The layer path `{shown(path)}` has {len(path)} characters, the limit is {MAX_PATH_LENGTH}."
         yield Problem("LAYER_PATH_TOO_LONG", place, message, entry=entry)
     elif path.startswith(PEFT_PREFIX) or path.endswith("."):
-        message = f"The layer path {shown(path)} must have neither the prefix `{PEFT_PREFIX}` nor a dot at its end."
+        message = f"The layer path `{shown(path)}` must have neither the prefix `{PEFT_PREFIX}` nor a dot at its end."
         yield Problem("LAYER_PATH_MALFORMED", place, message, entry=entry)
 
 
@@ -125,13 +125,13 @@ def _fit_problems(
         return
     if match is None or match[2] not in modules:
         message = (
-            f"The layer {shown(path)} is no module of a {structure.architecture} model; its layers have"
+            f"The layer `{shown(path)}` is no module of a {structure.architecture} model; its layers have"
             f" {', '.join(structure.layer_modules)}."
         )
         yield Problem("LAYER_UNKNOWN", place, message, entry=entry)
     elif len(match[1]) > 9 or int(match[1]) >= structure.num_layers:
         message = (
-            f"The layer {shown(path)} has index {shown(match[1])}, but the model has {structure.num_layers} layers:"
+            f"The layer `{shown(path)}` has index `{shown(match[1])}`, but the model has {structure.num_layers} layers:"
             f" 0 to {structure.num_layers - 1}."
         )
         yield Problem("LAYER_INDEX_BEYOND_DEPTH", place, message, entry=entry)
@@ -144,7 +144,7 @@ def _order_problems(layers: Sequence[LayerRow], structure: ModelStructure) -> It
     for earlier, later in itertools.pairwise(known):
         if places[earlier.path] > places[later.path]:
             message = (
-                f"Row {earlier.row} ({shown(earlier.path)}) comes before row {later.row} ({shown(later.path)}), but"
+                f"Row {earlier.row} (`{shown(earlier.path)}`) comes before row {later.row} (`{shown(later.path)}`), but"
                 f" PEFT visits them the other way round in a {structure.architecture} model: an X-LoRA trained with"
                 " PEFT would use the scalings of the wrong layers."
             )

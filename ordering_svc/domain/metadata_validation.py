@@ -31,8 +31,12 @@ def _violations(metadata: OrderingMetadata) -> Iterator[Violation]:
     for key, value in metadata.labels.items():
         field = f'labels["{shown(key)}"]'
         if not 1 <= len(key) <= MAX_LABEL_KEY_LENGTH or "\0" in key:
-            message = f"a label's key has 1 to {MAX_LABEL_KEY_LENGTH} characters, none of them NUL; this one has {len(key)}"
+            message = (
+                f"a label's key has 1 to {MAX_LABEL_KEY_LENGTH} characters, none of them NUL; this one has {len(key)}"
+            )
             yield Violation(field, message, InvalidRequest.reason)
         if len(value) > MAX_LABEL_VALUE_LENGTH or "\0" in value:
-            message = f"a label's value has at most {MAX_LABEL_VALUE_LENGTH} characters, none of them NUL; got {len(value)}"
+            message = (
+                f"a label's value has at most {MAX_LABEL_VALUE_LENGTH} characters, none of them NUL; got {len(value)}"
+            )
             yield Violation(field, message, InvalidRequest.reason)

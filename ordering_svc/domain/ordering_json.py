@@ -71,12 +71,12 @@ def parse_file(file: bytes) -> ParsedFile:
     values: dict[str, object] = {}
     for key, value in pairs:
         if key in values:
-            reading.refuse("KEY_DUPLICATE", _place(key), f"The key {shown(key)} is there more than once: keep one.")
+            reading.refuse("KEY_DUPLICATE", _place(key), f"The key `{shown(key)}` is there more than once: keep one.")
             continue
         values[key] = value
         if key not in DOCUMENT_KEYS:
             reading.warn(
-                "UNKNOWN_KEY", _place(key), f"The key {shown(key)} means nothing in an ordering: kept, not used."
+                "UNKNOWN_KEY", _place(key), f"The key `{shown(key)}` means nothing in an ordering: kept, not used."
             )
     document = OrderingDocument(
         order=_order(values["order"], reading) if "order" in values else None,
@@ -88,7 +88,7 @@ def parse_file(file: bytes) -> ParsedFile:
 
 
 def _place(key: str) -> str:
-    return key if key in DOCUMENT_KEYS else f"[{json.dumps(shown(key), ensure_ascii=False)}]"
+    return key if key in DOCUMENT_KEYS else shown(key)
 
 
 def _pairs_of(file: bytes, reading: _Reading) -> JsonObject | None:
@@ -128,7 +128,7 @@ def _is_text(value: object, place: str, entry: int, reading: _Reading) -> bool:
         reading.refuse("TYPE_WRONG", place, f"{place} is {_kind(value)}, expected a string.", entry)
         return False
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        reading.refuse("NOT_UNICODE", place, f"{place} holds half a surrogate pair: {shown(value)}.", entry)
+        reading.refuse("NOT_UNICODE", place, f"{place} holds half a surrogate pair: `{shown(value)}`.", entry)
         return False
     return True
 
@@ -152,11 +152,11 @@ def _rows(pairs: JsonObject, reading: _Reading) -> Iterator[LayerRow]:
     for entry, (path, row) in enumerate(pairs):
         place = layer_place(path)
         if path in seen:
-            reading.refuse("KEY_DUPLICATE", place, f"The layer {shown(path)} is there more than once: keep one.", entry)
+            reading.refuse("KEY_DUPLICATE", place, f"The layer `{shown(path)}` is there twice: keep one.", entry)
         elif not _is_text(path, place, entry, reading):
             pass
         elif type(row) is not int or not -LARGEST_ROW <= row <= LARGEST_ROW:
-            message = f"The row of layer {shown(path)} is {shown(row)}, expected a whole number from 0."
+            message = f"The row of layer `{shown(path)}` is `{shown(row)}`, expected a whole number from 0."
             reading.refuse("ROW_TYPE", place, message, entry)
         else:
             yield LayerRow(path, row)
@@ -175,9 +175,7 @@ def _base_model_id(value: object, reading: _Reading) -> str:
 
 def _preload(value: object, reading: _Reading) -> tuple[PreloadAdapter, ...]:
     if not isinstance(value, list):
-        reading.refuse(
-            "TYPE_WRONG", "preload_adapters", f"preload_adapters is {_kind(value)}, expected a list of objects."
-        )
+        reading.refuse("TYPE_WRONG", "preload_adapters", f"preload_adapters is {_kind(value)}, expected a list.")
         return ()
     return tuple(adapter for index, entry in enumerate(value) for adapter in _preload_adapter(index, entry, reading))
 
@@ -191,7 +189,7 @@ def _preload_adapter(index: int, value: object, reading: _Reading) -> Iterator[P
     values: dict[str, str] = {}
     for key, part in value:
         if key not in PRELOAD_KEYS:
-            reading.warn("UNKNOWN_KEY", place, f"{place} has the key {shown(key)}, which means nothing.", index)
+            reading.warn("UNKNOWN_KEY", place, f"{place} has the key `{shown(key)}`, which means nothing.", index)
         elif key in values:
             reading.refuse("KEY_DUPLICATE", place, f"{place} has the key {key} more than once: keep one.", index)
         else:

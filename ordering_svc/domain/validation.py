@@ -80,7 +80,7 @@ def _order_problems(order: tuple[str, ...] | None, kind: AdapterKind) -> Iterato
     for index, name in enumerate(order or ()):
         field = f"order[{index}]"
         if name in first_place:
-            message = f"The adapter {shown(name)} is already order[{first_place[name]}]: each name may be there once."
+            message = f"The adapter `{shown(name)}` is already order[{first_place[name]}]: each name may be there once."
             yield Problem("ORDER_DUPLICATE", field, message, entry=index)
         first_place.setdefault(name, index)
         yield from _name_problems(name, field, index)
@@ -90,10 +90,10 @@ def _name_problems(name: str, field: str, entry: int) -> Iterator[Problem]:
     if not name.strip():
         yield Problem("NAME_EMPTY", field, f"{field} is empty: write the name of an adapter.", entry=entry)
     elif len(name) > MAX_NAME_LENGTH:
-        message = f"{field} has {len(name)} characters, the limit is {MAX_NAME_LENGTH}: {shown(name)}."
+        message = f"{field} has {len(name)} characters, the limit is {MAX_NAME_LENGTH}: `{shown(name)}`."
         yield Problem("NAME_TOO_LONG", field, message, entry=entry)
     elif not name.isprintable() or name.startswith("/") or not {".", ".."}.isdisjoint(name.split("/")):
-        message = f"{field} is {shown(name)}, which cannot be a folder of the adapters: use printable letters, no `..`."
+        message = f"{field} is `{shown(name)}`, which cannot be a folder: use printable letters, no `..`."
         yield Problem("NAME_INVALID", field, message, entry=entry)
 
 
@@ -119,13 +119,13 @@ def _preload_problems(document: OrderingDocument) -> Iterator[Problem]:
         field = f"preload_adapters[{index}]"
         if adapter.name in first_place:
             message = (
-                f"The adapter {shown(adapter.name)} is already preload_adapters[{first_place[adapter.name]}]: keep one."
+                f"The adapter `{shown(adapter.name)}` is preload_adapters[{first_place[adapter.name]}] too: keep one."
             )
             yield Problem("PRELOAD_DUPLICATE", f"{field}.name", message, entry=index)
         first_place.setdefault(adapter.name, index)
         yield from _name_problems(adapter.name, f"{field}.name", index)
         if not adapter.adapter_model_id.strip():
-            message = f"The adapter {shown(adapter.name)} has no place: write a folder or a hub id."
+            message = f"The adapter `{shown(adapter.name)}` has no place: write a folder or a hub id."
             yield Problem("PRELOAD_PLACE_EMPTY", f"{field}.adapter_model_id", message, entry=index)
 
 
@@ -136,7 +136,7 @@ def _collision_problems(order: Sequence[str]) -> Iterator[Problem]:
         if shorter.strip() and longer.startswith(shorter):
             index = order.index(shorter)
             message = (
-                f"The name {shown(shorter)} begins the name {shown(longer)}: systems that look for adapter files by"
+                f"The name `{shown(shorter)}` begins the name `{shown(longer)}`: systems that look for adapter files by"
                 " part of their path mix the two up. Rename one if such a system reads this file."
             )
             yield Problem("NAME_PREFIX_COLLISION", f"order[{index}]", message, Severity.WARNING, index)

@@ -44,7 +44,8 @@ def fetch_config(repository: str, revision: str | None, endpoint: str | None) ->
         raise ModelNotFound(f"the hub has {what} for {named!r}", named) from None
     except (TransportError, OSError) as error:  # our own OSErrors too: without the file there is nothing to read
         raise HubUnavailable(
-            f"the hub cannot be reached and {named!r} is not in the local cache: try again, or send the text of its config",
+            f"the hub cannot be reached and {named!r} is not in the local cache: try again, or send the"
+            " text of its config",
             hub_id=named,
             cause=type(error).__name__,
         ) from None

@@ -88,7 +88,7 @@ class ModelReader:
         raise ModelNotFound(f"there is no {shown(text)!r}", text)
 
     def _inside_a_root(self, text: str) -> Path:
-        """The resolved path; a relative one is looked for in every root. Whether it exists is asked only inside them."""
+        """The resolved path; a relative one is looked for in every root, and nothing outside them is looked at."""
         if not self._roots:
             message = f"{shown(text)!r} cannot be read: the service was started without --model-root"
             raise PathNotAllowed(message, path=text)

@@ -94,7 +94,7 @@ def open_database(url: URL, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, module: S
 
 
 def writing(engine: Engine) -> Engine:
-    """The same engine, whose transactions take the write lock at once: SQLite does not wait when a reader turns writer."""
+    """The same engine, taking the write lock at once: SQLite does not wait when a reader turns writer."""
     return engine.execution_options(is_writer=True)
 
 

@@ -34,7 +34,8 @@ def database_errors(database: str) -> Iterator[None]:
     """Within it, database errors become ours; `database` is its name without secrets.
 
     Raises:
-        DatabaseBusy, DatabaseUnreachable, DatabaseFull, DatabaseNotWritable, DatabaseUnreadable: as the driver's error says.
+        DatabaseBusy, DatabaseUnreachable, DatabaseFull, DatabaseNotWritable, DatabaseUnreadable: as the
+            driver says.
         SQLAlchemyError: anything else, which is a fault of ours.
     """
     try:

@@ -144,7 +144,7 @@ class SqlStore:
         self._engine.dispose()
 
     def _read_key(self) -> bytes:
-        """The key that the first migration made. Writes it back, to know now and not later that the database can be written."""
+        """The key that the first migration made; written back, to know at start that the database can be written."""
         with self._writing() as session:
             of_key = SecretRow.name == PAGE_TOKEN_KEY
             session.execute(update(SecretRow).where(of_key).values(value=SecretRow.value))
@@ -191,7 +191,7 @@ def _selected(session: Session, row: OrderingRow, selector: RevisionSelector | N
             .where(RevisionRow.ordering_id == row.ordering_id, RevisionRow.revision_id.startswith(selector.id_prefix))
             .order_by(RevisionRow.revision_number)
         )
-        ids = {revision_id: number for revision_id, number in session.execute(query)}
+        ids = dict(session.execute(query).tuples().all())
     if not ids:
         raise RevisionNotFound(f"there is no {name}; the newest revision is {row.revision_number}", name)
     if len(ids) > 1:

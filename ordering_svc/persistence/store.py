@@ -29,9 +29,9 @@ class Page:
 class OrderingStore(Protocol):
     """Keeps orderings and all their revisions.
 
-    Each method is one transaction: it happens wholly or not at all, and when it returns, what it wrote is on disk and seen by
-    every later call. All may raise DatabaseBusy, DatabaseNotWritable, DatabaseFull, DatabaseUnreadable. All block; all may
-    be called from several threads.
+    Each method is one transaction: it happens wholly or not at all, and when it returns, what it wrote is on disk and
+    seen by every later call. All may raise DatabaseBusy, DatabaseNotWritable, DatabaseFull, DatabaseUnreadable. All block; all
+    may be called from several threads.
     """
 
     def create(self, ordering_id: str, metadata: OrderingMetadata, file: NewFile) -> Ordering:
@@ -39,7 +39,12 @@ class OrderingStore(Protocol):
         ...
 
     def get(self, ordering_id: str, revision: RevisionSelector | None = None) -> Ordering:
-        """The newest revision, or the selected one. Raises OrderingNotFound, RevisionNotFound, or InvalidName if several match."""
+        """The newest revision, or the selected one.
+
+        Raises:
+            OrderingNotFound, RevisionNotFound: it is not there.
+            InvalidName: several revisions match.
+        """
         ...
 
     def is_deleted(self, ordering_id: str) -> bool:

@@ -21,19 +21,19 @@ def decoded(message_type: type[Message], raw: bytes) -> Message:
     except DecodeError:
         what = message_type.DESCRIPTOR.name
         raise InvalidRequest([Violation("", f"the bytes are not a {what} message", MALFORMED)]) from None
-    violations = [_violation(found) for found in protovalidate.collect_violations(request)]
+    violations = [_violation(found.proto) for found in protovalidate.collect_violations(request)]
     if violations:
         raise InvalidRequest(violations)
     return request
 
 
-def _violation(found: protovalidate.Violation) -> Violation:
-    field = "".join(
-        f".{element.field_name}{_subscript(element)}" if element.field_name else _subscript(element)
-        for element in found.proto.field.elements
-    )
-    return Violation(field.removeprefix("."), found.proto.message, found.proto.rule_id.upper().replace(".", "_"))
+def _violation(found: protovalidate.ViolationPb) -> Violation:
+    elements = found.field.elements if found.field is not None else ()
+    reason = found.rule_id.upper().replace(".", "_")
+    return Violation(".".join(_part(element) for element in elements), found.message, reason)
 
 
-def _subscript(element: protovalidate.FieldPathElementPb) -> str:
-    return ""
+def _part(element: protovalidate.FieldPathElementPb) -> str:
+    """One step of a field path, for instance `target_modules[1]`."""
+    subscript = element.subscript
+    return element.field_name + (f"[{subscript.value}]" if subscript is not None else "")

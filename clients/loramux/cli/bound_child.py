@@ -1,7 +1,7 @@
 """Becomes another program that the kernel kills when its parent dies.
 
-Use: `python -m loramux.cli.bound_child PARENT_PID PROGRAM ...`. Asking before `exec` keeps Python code out of the fork of
-a process that runs gRPC threads.
+Use: `python -m loramux.cli.bound_child PARENT_PID PROGRAM ...`. Asking before `exec` keeps Python code out of the fork
+of a process that runs gRPC threads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 - the names are those of the gRPC status codes, which users know.
 """What the services answer instead of a result, as one exception class for each gRPC status."""
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     answers = out / "training" / "base_answers.json"
     if stage == "data":
         model, tokenizer = load_base(arguments.gguf, torch.bfloat16)
-        print(f"kept {write_base_answers(model, tokenizer, answers)} answers", flush=True)
+        print(f"kept {write_base_answers(model, tokenizer, answers, arguments.seed)} answers", flush=True)
     elif stage == "lora":
         model, tokenizer = load_base(arguments.gguf, torch.bfloat16)
         for expert in arguments.experts:

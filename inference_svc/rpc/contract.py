@@ -15,7 +15,7 @@ def problems_of(request: Message) -> list[FieldProblem]:
 
 def _problem(violation: protovalidate.ViolationPb) -> FieldProblem:
     elements = violation.field.elements if violation.field is not None else ()
-    return FieldProblem(_dotted(list(elements)), violation.message, violation.rule_id)
+    return FieldProblem(_dotted(list(elements)), violation.message, violation.rule_id.upper().replace(".", "_"))
 
 
 def _dotted(elements: list[protovalidate.FieldPathElementPb]) -> str:
