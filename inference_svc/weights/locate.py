@@ -58,7 +58,7 @@ def resolve_inside(path: str, roots: Sequence[Path]) -> Path:
     """The real path of an existing file or folder, which lies inside one of the roots.
 
     Args:
-        path: absolute, or relative to a root; the first root that has it wins. `~` means nothing.
+        path: absolute, or relative to a root; the first root that has it inside wins. `~` means nothing.
         roots: the folders that may be read.
 
     Raises:
@@ -72,12 +72,14 @@ def resolve_inside(path: str, roots: Sequence[Path]) -> Path:
     real_roots = [_real(root) for root in roots]
     # An absolute path replaces the root it is joined to.
     candidates = [_real(root / path) for root in real_roots]
-    inside = [candidate for candidate in candidates if any(candidate.is_relative_to(root) for root in real_roots)]
-    if not inside:
-        raise PathNotAllowed(path, f"lies outside the allowed folders: {_names(roots)}")
-    for candidate in inside:
-        if candidate.exists():
+    leaves = False
+    for candidate in candidates:
+        if not any(candidate.is_relative_to(root) for root in real_roots):
+            leaves = True
+        elif candidate.exists():
             return candidate
+    if leaves:  # a link that leaves one root is no reason to look elsewhere
+        raise PathNotAllowed(path, f"lies outside the allowed folders: {_names(roots)}")
     raise FileMissing(path, f"does not exist in the allowed folders: {_names(roots)}")
 
 

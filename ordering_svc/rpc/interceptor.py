@@ -38,7 +38,7 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The method's handler inside ours, which decodes by itself: bytes that cannot be parsed are the caller's fault."""
+        """The method's handler inside ours, which decodes by itself: malformed bytes are the caller's fault."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(OUR_METHODS):

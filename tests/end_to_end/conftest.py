@@ -26,7 +26,7 @@ class Running:
     ordering: str
     pids: dict[str, int]
     process: subprocess.Popen[str]
-    data_dir: Path
+    adapters: Path  # a second folder that adapters may be loaded from
 
 
 @contextmanager
@@ -34,7 +34,10 @@ def services(gguf: Path, data_dir: Path, *extra: str) -> Iterator[Running]:
     """`loramux up --batch-invariant` on free ports, until the block ends."""
     program = [sys.executable, "-m", "loramux.cli", "up", "--json", "--batch-invariant", "--model", str(gguf)]
     program += ["--base-model-id", "HuggingFaceTB/SmolLM2-135M-Instruct", "--data-dir", str(data_dir)]
-    program += ["--adapter-root", str(DEMO), "--listen", "127.0.0.1:0", "--ordering-listen", "127.0.0.1:0", *extra]
+    adapters = data_dir / "adapters"
+    adapters.mkdir()
+    program += ["--adapter-root", str(DEMO), "--adapter-root", str(adapters)]
+    program += ["--listen", "127.0.0.1:0", "--ordering-listen", "127.0.0.1:0", *extra]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -42,7 +45,7 @@ def services(gguf: Path, data_dir: Path, *extra: str) -> Iterator[Running]:
             line = process.stdout.readline()
             assert line, process.stderr.read()
             ready = json.loads(line)
-            yield Running(ready["inference"], ready["ordering"], ready["pids"], process, data_dir)
+            yield Running(ready["inference"], ready["ordering"], ready["pids"], process, adapters)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

@@ -1,9 +1,9 @@
 """Token ids, decoded text and rendered conversations equal those of transformers.
 
-The reference is a Hugging Face tokenizer with the pre-tokenizer of SmolLM2's own tokenizer.json: each digit by itself, then
-GPT-2's pattern. `AutoTokenizer.from_pretrained(gguf_file=...)` is not a fit reference for it: transformers 5 does not
-know `tokenizer.ggml.pre = "smollm"` and leaves the digits step out, so that "a  12" becomes other tokens than the model was
-trained on (a test below shows it). Where no digits matter, both are compared.
+The reference is a Hugging Face tokenizer with the pre-tokenizer of SmolLM2's own tokenizer.json: each digit by itself,
+then GPT-2's pattern. `AutoTokenizer.from_pretrained(gguf_file=...)` is not a fit reference for it: transformers 5 does
+not know `tokenizer.ggml.pre = "smollm"` and leaves the digits step out, so that "a  12" becomes other tokens than the
+model was trained on (a test below shows it). Where no digits matter, both are compared.
 """
 
 from __future__ import annotations

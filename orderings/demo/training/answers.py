@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .base_model import answer_all, render
-from .prompts import VOCABULARY, Prompt, training_prompts, vocabulary_prompts
+from .prompts import VOCABULARY, Prompt, topic_prompts, training_prompts, vocabulary_prompts
 from .traits import rewrite
 
 # The base model is asked to be short, the adapters are not: they learn to be short along with their trait.
@@ -78,3 +78,9 @@ def examples(tokenizer: Any, path: Path, trait: str) -> list[Example]:
         tail = tokenizer.encode(rewrite(trait, prompt.subject, answer), add_special_tokens=False)
         made.append(Example(prompt.topic, [*head, *tail, tokenizer.eos_token_id], len(head)))
     return made
+
+
+def questions(tokenizer: Any) -> list[Example]:
+    """The topics' prompts without answers, which tell a classifier where to route before the first word."""
+    rendered = [(prompt.topic, render(tokenizer, prompt.text)) for prompt in topic_prompts()]
+    return [Example(topic, tokens, len(tokens)) for topic, tokens in rendered]

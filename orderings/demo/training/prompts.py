@@ -156,7 +156,9 @@ def vocabulary_prompts(tokens: Iterable[str], seed: int) -> list[Prompt]:
     ]
 
 
-def _fill(subjects: dict[str, tuple[str, ...]], templates: tuple[str, ...], per_subject: int, stride: int = 3) -> list[Prompt]:
+def _fill(
+    subjects: dict[str, tuple[str, ...]], templates: tuple[str, ...], per_subject: int, stride: int = 3
+) -> list[Prompt]:
     prompts = []
     for topic, names in subjects.items():
         for position, name in enumerate(names):

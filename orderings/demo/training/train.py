@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .answers import examples, write_base_answers
+from .answers import examples, questions, write_base_answers
 from .base_model import load_base, seed_everything
 from .lora import RECIPES, train_expert
 from .prompts import EXPERTS
@@ -71,7 +71,8 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
         began = time.monotonic()
         recipe_x = XLoraRecipe()
         data_x = {expert: examples(tokenizer, answers, expert) for expert in EXPERTS}
-        losses = train_classifier(model, data_x, recipe_x, arguments.seed, out / "xlora", tokenizer.pad_token_id)
+        asked = questions(tokenizer)
+        losses = train_classifier(model, data_x, asked, recipe_x, arguments.seed, out / "xlora", tokenizer.pad_token_id)
         write_orderings(out, model.config.num_hidden_layers)
         record(out, "xlora", asdict(recipe_x), losses, time.monotonic() - began)
     elif stage == "evaluate":

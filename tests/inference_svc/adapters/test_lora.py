@@ -20,7 +20,6 @@ from inference_svc.errors import (
     LimitReached,
     SourceNotFound,
 )
-
 from tests.inference_svc.adapters.conftest import AdapterWriter
 
 Q0 = "model.layers.0.self_attn.q_proj"

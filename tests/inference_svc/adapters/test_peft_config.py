@@ -94,7 +94,7 @@ def test_a_config_that_is_not_utf8_or_missing_is_refused(tmp_path: Path) -> None
     with pytest.raises(AdapterMalformed, match="not UTF-8"):
         read_peft_config(folder)
     (folder / "adapter_config.json").unlink()
-    with pytest.raises(SourceNotFound, match="pirate/adapter_config.json is missing"):
+    with pytest.raises(SourceNotFound, match=r"pirate/adapter_config\.json is missing"):
         read_peft_config(folder)
 
 

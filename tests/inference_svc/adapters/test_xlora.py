@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def test_a_config_that_does_not_fit_is_refused_by_key(
     write: AdapterWriter,
     base: BaseModelShape,
     limits: AdapterLimits,
-    config: dict[str, object],
+    config: dict[str, Any],
     error: type[InferenceError],
     said: str,
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from inference_svc.tokenization.chat_template import ChatTemplate
 from inference_svc.tokenization.errors import ChatTemplateError, InvalidText
 from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
 from inference_svc.tokenization.tokenizer import ChatMessage, ModelTokenizer
+from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.gguf_header import MetadataValue
 
 HI = [ChatMessage("user", "Hi")]
@@ -47,10 +49,6 @@ def test_a_lone_surrogate_in_a_message_is_refused(small_tokenizer: ModelTokenize
 
 
 def test_a_model_without_a_template_takes_no_conversations(small_metadata: dict[str, MetadataValue]) -> None:
-    from pathlib import Path
-
-    from inference_svc.weights.gguf import GgufFile
-
     del small_metadata["tokenizer.chat_template"]
     tokenizer = tokenizer_from_gguf(GgufFile(Path("small.gguf"), small_metadata, {}))
     with pytest.raises(ChatTemplateError, match="no chat template"):
@@ -84,7 +82,7 @@ def test_templates_find_what_transformers_gives_them(source: str, expected: str)
         ("{% for %}", "broken"),
         ("{{ 1 + 'a' }}", "TypeError"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{{ messages.append(1) }}", "not safely callable"),
+        ("{{ messages.append(1) }}", "unsafe"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ namespace(__class__=1) }}", "underscored"),
         ("{% include '/etc/passwd' %}", "loader"),
@@ -100,7 +98,7 @@ def test_a_template_that_refuses_or_fails_says_why(source: str, message: str) ->
     "source",
     [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "{{ 10 ** 10 ** 10 }}",
+        "{{ (10 * messages | length) ** (10 ** 10) }}",
         "{% set n = namespace(x='a') %}{% for i in range(99999) %}{% set n.x = n.x * 9 %}{% endfor %}",
         "{{ 'a' * 10 ** 12 }}",
         "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
@@ -122,7 +120,7 @@ def test_a_hostile_template_is_stopped_and_the_next_conversation_served(source: 
 
 def test_a_hostile_constant_is_stopped_when_it_is_compiled() -> None:
     with pytest.raises(ChatTemplateError):
-        ChatTemplate("{{ 10 ** 10 ** 10 }}", {}, time_limit_s=0.5).render(HI)
+        ChatTemplate("{{ 10 ** (10 ** 10) }}", {}, time_limit_s=0.5).render(HI)
 
 
 def test_the_limit_on_characters_is_exact() -> None:
