@@ -25,6 +25,7 @@ from inference_svc.errors import (
     QueueFull,
     ReaderTooSlow,
     RequestTooLarge,
+    Unavailable,
 )
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
@@ -109,10 +110,7 @@ class Engine:
             QueueFull: it cannot run now.
             AdapterNotFound, AdapterWrongKind: its adapters cannot be had.
         """
-        if self._draining and self._failure is None:
-            raise Draining("the service is shutting down and takes no new requests: send it to another one")
-        if not self.is_healthy:
-            raise EngineStopped(f"the engine does not run ({self._failure or 'not started'}): restart the service")
+        self._check_accepting()
         num_prompt = len(request.prompt_token_ids)
         if num_prompt == 0:
             raise InvalidRequest("prompt", "the prompt has no tokens: send at least one")
@@ -148,11 +146,23 @@ class Engine:
             seed = random.getrandbits(63)
         stream = OutputStream(request.request_id, on_ready)
         answer = Answer(request, sequence, lease, stream, self._tokenizer, seed, is_capped_by_context=room < max_tokens)
-        stream.put(Started(request.request_id, num_prompt, lease.applied, seed))
         with self._wake:
+            try:
+                # Again, under the lock: what is appended after the thread has ended would never be answered.
+                self._check_accepting()
+            except Unavailable:
+                lease.release()
+                raise
+            stream.put(Started(request.request_id, num_prompt, lease.applied, seed))
             self._inbox.append(answer)
             self._wake.notify()
         return stream
+
+    def _check_accepting(self) -> None:
+        if self._draining and self._failure is None:
+            raise Draining("the service is shutting down and takes no new requests: send it to another one")
+        if not self.is_healthy:
+            raise EngineStopped(f"the engine does not run ({self._failure or 'not started'}): restart the service")
 
     def drain(self, timeout_seconds: float) -> bool:
         """Refuse new requests and wait for the running ones; False if some were still running at the end."""
@@ -181,12 +191,11 @@ class Engine:
         try:
             while self._wait_for_work():
                 self.step()
-            self._fail_all(Draining("the service is shutting down: send the request to another one"))
+            self._end_all(Draining("the service is shutting down: send the request to another one"))
         except Exception as error:
             # One bad step leaves the cache in an unknown state: everybody is told, and health turns.
             log.exception("engine.failed")
-            self._failure = error
-            self._fail_all(EngineStopped("the engine failed while it ran this request: restart the service"))
+            self._end_all(EngineStopped("the engine failed while it ran this request: restart the service"), error)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -245,8 +254,10 @@ class Engine:
         if error is not None:
             answer.stream.put(Failed(error))
 
-    def _fail_all(self, error: InferenceError) -> None:
-        self._draining = True
-        self._empty_inbox()
+    def _end_all(self, error: InferenceError, failure: Exception | None = None) -> None:
+        with self._wake:
+            self._draining = True
+            self._failure = failure
+            self._empty_inbox()
         for answer in list(self._answers.values()):
             self._end(answer, error)

@@ -6,6 +6,7 @@ Imports nothing of this project, so that it starts fast and sees nothing. The en
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -115,9 +116,17 @@ def render(template: jinja2.Template, variables: Mapping[str, Any], max_chars: i
     return {"text": text}
 
 
+def _limit_memory() -> None:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY_LIMIT if hard == resource.RLIM_INFINITY else min(hard, MEMORY_LIMIT)
+    # macOS has the limit in name only and may refuse to set it: the time limit is what is left there.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 def main(file_descriptor: int, max_chars: int) -> None:
     """Take the template, then render one conversation after another until the other side hangs up."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    _limit_memory()
     with Connection(file_descriptor) as connection:
         try:
             connection.send_bytes(b"ready")

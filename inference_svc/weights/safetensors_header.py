@@ -25,10 +25,9 @@ MAX_DIMENSIONS = 8
 MAX_SIZE = 1 << 63  # of one axis: what torch can count to
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_OTHER_DTYPES = frozenset(
-    "BOOL U8 I8 U16 I16 U32 I32 U64 I64 F64 C64 F4 F6_E2M3 F6_E3M2 "
-    "F8_E4M3 F8_E5M2 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ".split()
-)
+_WHOLE_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+_SMALL_DTYPES = ("F4", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+_OTHER_DTYPES = frozenset((*_WHOLE_DTYPES, *_SMALL_DTYPES, "F64", "C64"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ class OrderingStore(Protocol):
     """Keeps orderings and all their revisions.
 
     Each method is one transaction: it happens wholly or not at all, and when it returns, what it wrote is on disk and
-    seen by every later call. All may raise DatabaseBusy, DatabaseNotWritable, DatabaseFull, DatabaseUnreadable. All block; all
-    may be called from several threads.
+    seen by every later call. All may raise DatabaseBusy, DatabaseNotWritable, DatabaseFull, DatabaseUnreadable. All
+    block; all may be called from several threads.
     """
 
     def create(self, ordering_id: str, metadata: OrderingMetadata, file: NewFile) -> Ordering:

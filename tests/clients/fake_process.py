@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -36,7 +37,12 @@ def run(name: str) -> None:
         sys.stderr.write(f'{{"event": "the {name} is misconfigured", "level": "error", "key": 1}}\n')
         sys.exit(2)
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: (note("asked to end"), stop.set()))
+
+    def asked_to_end(number: int, frame: FrameType | None) -> None:
+        note("asked to end")
+        stop.set()
+
+    signal.signal(signal.SIGTERM, asked_to_end)
     signal.signal(signal.SIGINT, lambda *_: note("interrupted"))
     if behaviour == "never_ready":
         stop.wait()

@@ -99,6 +99,7 @@ def gone(pid: int) -> bool:
 
 
 def test_the_ordering_service_comes_first_and_goes_last(start: Start, events: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
     process = start("--json", "--ordering", "demo@3", "--adapter-root", "adapters", "--batch-invariant")
     said = ready(process)
     assert said["data_dir"] == str(tmp_path / "data")

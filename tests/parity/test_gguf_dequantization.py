@@ -59,9 +59,14 @@ def packed(name: str, rows: int, columns: int) -> QuantizedTensor:
     return QuantizedTensor(torch.from_numpy(data.copy()), kind, (rows, columns))
 
 
-def test_every_tensor_of_the_real_file_is_equal_to_the_bit(smollm2_gguf: Path) -> None:
+@pytest.fixture(scope="module")
+def reader(smollm2_gguf: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(smollm2_gguf)
+
+
+def test_every_tensor_of_the_real_file_is_equal_to_the_bit(smollm2_gguf: Path, reader: gguf.GGUFReader) -> None:
     ours = GgufFile.open(smollm2_gguf)
-    theirs = gguf.GGUFReader(smollm2_gguf).tensors
+    theirs = reader.tensors
     assert ours.entries.keys() == {tensor.name for tensor in theirs}
     assert {tensor.tensor_type.name for tensor in theirs} >= {"F32", "Q4_1"}
     for tensor in theirs:
@@ -70,9 +75,11 @@ def test_every_tensor_of_the_real_file_is_equal_to_the_bit(smollm2_gguf: Path) -
         assert same_bits(mine.reshape(ours.entries[tensor.name].shape), dense), tensor.name
 
 
-def test_the_metadata_of_the_real_file_is_what_the_gguf_package_reads(smollm2_gguf: Path) -> None:
+def test_the_metadata_of_the_real_file_is_what_the_gguf_package_reads(
+    smollm2_gguf: Path, reader: gguf.GGUFReader
+) -> None:
     ours = GgufFile.open(smollm2_gguf).metadata
-    theirs = gguf.GGUFReader(smollm2_gguf).fields
+    theirs = reader.fields
     assert {*ours} == {name for name in theirs if not name.startswith("GGUF.")}
     for name, value in ours.items():
         assert value == theirs[name].contents(), name

@@ -89,10 +89,12 @@ def up(
         list[str] | None, typer.Option("--ordering", metavar="ID[@REVISION]", help="Apply this; repeatable.")
     ] = None,
     adapter_root: Annotated[
-        list[Path] | None, typer.Option(help="Adapters may be loaded from here; repeatable.")
+        list[Path] | None,
+        typer.Option(exists=True, file_okay=False, help="Adapters may be loaded from here; repeatable."),
     ] = None,
     model_root: Annotated[
-        list[Path] | None, typer.Option(help="The ordering service may read models here; repeatable.")
+        list[Path] | None,
+        typer.Option(exists=True, file_okay=False, help="The ordering service may read models here; repeatable."),
     ] = None,
     base_model_id: Annotated[str | None, typer.Option(help="What orderings call the model.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,

@@ -16,7 +16,8 @@ class Message(TypedDict):
     content: str
 
 
-Prompt = str | Sequence[Message] | Sequence[int]
+# Plain dictionaries are named too: type checkers do not see a Message in a literal inside this union.
+Prompt = str | Sequence[Message] | Sequence[Mapping[str, str]] | Sequence[int]
 """`str`: text, tokenized as it is; messages: rendered with the model's chat template; ints: token ids, as they are."""
 
 
@@ -34,7 +35,7 @@ def prompt_to_proto(prompt: Prompt) -> generation_pb2.Prompt:
     if all(isinstance(part, int) and not isinstance(part, bool) for part in prompt):
         return _token_ids(cast("Sequence[int]", prompt))
     if all(isinstance(part, Mapping) for part in prompt):
-        return _chat(cast("Sequence[Message]", prompt))
+        return _chat(cast("Sequence[Mapping[str, str]]", prompt))
     raise invalid_argument("prompt", "mixes messages and token ids, or holds something else; give one form")
 
 
@@ -45,7 +46,7 @@ def _token_ids(ids: Sequence[int]) -> generation_pb2.Prompt:
     return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=ids))
 
 
-def _chat(messages: Sequence[Message]) -> generation_pb2.Prompt:
+def _chat(messages: Sequence[Mapping[str, str]]) -> generation_pb2.Prompt:
     turns = []
     for index, message in enumerate(messages):
         if set(message) != {"role", "content"} or not all(isinstance(text, str) for text in message.values()):

@@ -159,7 +159,8 @@ def warm_start(
 @torch.no_grad()
 def hidden_states(base: Any, data: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The bare base model's last hidden states (positions, hidden) and the position's topic as an expert's index."""
-    states, topics = [], []
+    states: list[torch.Tensor] = []
+    topics: list[int] = []
     for start in range(0, len(data), 32):
         batch = data[start : start + 32]
         ids, mask = pad_left([example.tokens for example in batch], pad)

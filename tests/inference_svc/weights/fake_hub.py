@@ -79,7 +79,7 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:  # noqa: N802 - the name the base class looks for
+        def do_GET(self) -> None:
             hub.requests.append(f"{self.command} {self.path}")
             hub.tokens.add(self.headers.get("Authorization", ""))
             status, headers, body = hub.answer(self.path)

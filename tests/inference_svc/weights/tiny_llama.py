@@ -39,7 +39,7 @@ def write_tiny_llama_gguf(
     tied: bool = True,
     seed: int = 0,
 ) -> Weights:
-    """Write the file; return what its weights dequantize to, float32, under the names and in the layout of Hugging Face.
+    """Write the file; return what its weights dequantize to, under the names and in the layout of Hugging Face.
 
     The rows of Q and K are permuted in the file, as they are in real ones. `vocab` is the number of tokens, or the
     tokens of a byte-level BPE vocabulary without merges, which the file then carries.
