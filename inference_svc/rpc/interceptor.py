@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2  # type: ignore[import-untyped]
+from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from inference_svc.errors import InferenceError

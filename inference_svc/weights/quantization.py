@@ -11,6 +11,8 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
+from inference_svc.weights.k_quants import K_QUANTS
+
 _PLAIN = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
@@ -94,25 +96,26 @@ def _fifth_bits(bytes_: Tensor) -> Tensor:
 
 
 def _q4_0(blocks: Tensor) -> Tensor:
-    return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]).to(torch.int8) - 8)
+    return (_nibbles(blocks[:, 2:]).to(torch.int8) - 8).float().mul_(_half(blocks[:, :2]))
 
 
 def _q4_1(blocks: Tensor) -> Tensor:
-    return _half(blocks[:, :2]) * _nibbles(blocks[:, 4:]) + _half(blocks[:, 2:4])
+    # In place, and widened first: a product of two types makes a copy of its own. Not addcmul, which may round once.
+    return _nibbles(blocks[:, 4:]).float().mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
 
 
 def _q5_0(blocks: Tensor) -> Tensor:
     values = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
-    return _half(blocks[:, :2]) * (values.to(torch.int8) - 16)
+    return (values.to(torch.int8) - 16).float().mul_(_half(blocks[:, :2]))
 
 
 def _q5_1(blocks: Tensor) -> Tensor:
     values = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
-    return _half(blocks[:, :2]) * values + _half(blocks[:, 2:4])
+    return values.float().mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
 
 
 def _q8_0(blocks: Tensor) -> Tensor:
-    return _half(blocks[:, :2]) * blocks[:, 2:].contiguous().view(torch.int8)
+    return blocks[:, 2:].contiguous().view(torch.int8).float().mul_(_half(blocks[:, :2]))
 
 
 _UNPACKERS: dict[GGMLQuantizationType, Callable[[Tensor], Tensor]] = {
@@ -121,4 +124,5 @@ _UNPACKERS: dict[GGMLQuantizationType, Callable[[Tensor], Tensor]] = {
     GGMLQuantizationType.Q5_0: _q5_0,
     GGMLQuantizationType.Q5_1: _q5_1,
     GGMLQuantizationType.Q8_0: _q8_0,
+    **K_QUANTS,
 }

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import grpc
 import numpy as np
 from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from loramux.inference.v1 import (

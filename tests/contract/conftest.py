@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,7 @@ from sqlalchemy.engine import URL
 
 from ordering_svc.persistence.sql_store import SqlStore
 from ordering_svc.persistence.store import OrderingStore
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from ordering_store_fake import DictionaryStore
-
-MakeStore = Callable[[], OrderingStore]
+from tests.contract.ordering_store_fake import DictionaryStore
 
 
 @pytest.fixture(params=["dictionary", "sqlite"])

@@ -17,8 +17,8 @@ from inference_svc.weights.checkpoint import load_llama
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.quantization import QuantizedTensor, is_supported
 
-OWN = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
-THROUGH_GGUF = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+OWN = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+THROUGH_GGUF = ["IQ4_NL", "IQ4_XS", "IQ2_XXS", "TQ1_0", "TQ2_0"]
 # Bytes of a block that are float16 scales: random ones would be NaN or infinite now and then.
 SCALE_BYTES = {
     "Q2_K": (80, 84),
@@ -26,6 +26,11 @@ SCALE_BYTES = {
     "Q4_K": (0, 4),
     "Q5_K": (0, 4),
     "Q6_K": (208, 210),
+    "IQ4_NL": (0, 2),
+    "IQ4_XS": (0, 2),
+    "IQ2_XXS": (0, 2),
+    "TQ1_0": (52, 54),
+    "TQ2_0": (64, 66),
 }
 
 
@@ -94,7 +99,7 @@ def test_quantized_values_are_equal_to_the_bit(name: str, rows: int, columns: in
     assert same_bits(dense, expected(tensor.data.numpy(), tensor.quantization))
 
 
-@pytest.mark.parametrize("name", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+@pytest.mark.parametrize("name", OWN[1:])
 def test_any_bytes_mean_the_same_even_where_they_mean_no_number(name: str) -> None:
     kind = GGMLQuantizationType[name]
     block, width = GGML_QUANT_SIZES[kind]
@@ -133,7 +138,7 @@ def test_a_packed_tensor_counts_its_packed_bytes() -> None:
 
 
 def test_what_the_gguf_package_cannot_dequantize_is_not_supported() -> None:
-    assert all(is_supported(GGMLQuantizationType[name]) for name in [*OWN, *THROUGH_GGUF, "IQ4_NL"])
+    assert all(is_supported(GGMLQuantizationType[name]) for name in [*OWN, *THROUGH_GGUF])
     assert not any(is_supported(GGMLQuantizationType[name]) for name in ("I8", "I64", "F64", "Q8_1", "Q8_K"))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import grpc
 import pytest
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 
 from inference_svc import errors
 from inference_svc.errors import InferenceError, InvalidRequest

