@@ -21,13 +21,14 @@ def _half(bytes_: Tensor) -> Tensor:
 
 def _fields(bytes_: Tensor, run: int, shifts: tuple[int, ...], mask: int) -> Tensor:
     """uint8 [n, k * run] -> uint8 [n, k * len(shifts) * run]: run by run, the bits at each shift."""
-    runs = bytes_.reshape(bytes_.shape[0], -1, run)
-    return torch.stack([(runs >> shift) & mask for shift in shifts], dim=2).reshape(bytes_.shape[0], -1)
+    count, width = bytes_.shape  # never -1 in a shape: it has no meaning where there are no blocks
+    runs = bytes_.reshape(count, width // run, run)
+    return torch.stack([(runs >> shift) & mask for shift in shifts], dim=2).reshape(count, width * len(shifts))
 
 
 def _scaled(values: Tensor, scales: Tensor) -> Tensor:
     """float32 [n, 256] times float32 [n, groups], in place; each group of neighbours has one scale."""
-    return values.view(*scales.shape, -1).mul_(scales.unsqueeze(-1))
+    return values.view(*scales.shape, 256 // scales.shape[1]).mul_(scales.unsqueeze(-1))
 
 
 def _six_bit_scales(bytes_: Tensor) -> tuple[Tensor, Tensor]:

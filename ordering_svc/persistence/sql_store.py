@@ -191,7 +191,7 @@ def _selected(session: Session, row: OrderingRow, selector: RevisionSelector | N
             .where(RevisionRow.ordering_id == row.ordering_id, RevisionRow.revision_id.startswith(selector.id_prefix))
             .order_by(RevisionRow.revision_number)
         )
-        ids = dict(session.execute(query).tuples().all())
+        ids = {found.revision_id: found.revision_number for found in session.execute(query)}
     if not ids:
         raise RevisionNotFound(f"there is no {name}; the newest revision is {row.revision_number}", name)
     if len(ids) > 1:

@@ -71,10 +71,11 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
         began = time.monotonic()
         recipe_x = XLoraRecipe()
         data_x = {expert: examples(tokenizer, answers, expert) for expert in EXPERTS}
+        own = sum(example.topic == expert for expert in EXPERTS for example in data_x[expert])
         asked = questions(tokenizer)
         losses = train_classifier(model, data_x, asked, recipe_x, arguments.seed, out / "xlora", tokenizer.pad_token_id)
         write_orderings(out, model.config.num_hidden_layers)
-        record(out, "xlora", asdict(recipe_x), losses, time.monotonic() - began)
+        record(out, "xlora", asdict(recipe_x) | {"examples": own}, losses, time.monotonic() - began)
     elif stage == "evaluate":
         from .evaluation import measure
 

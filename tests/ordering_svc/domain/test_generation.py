@@ -61,7 +61,9 @@ def test_all_modules_stand_in_the_order_in_which_peft_visits_them(architecture: 
     document = generate(ModelStructure(architecture, 3), targets, ["a"], "m")
 
     assert document.layers is not None
-    assert [(layer.path, layer.row) for layer in document.layers] == list(counted_by_peft(architecture, targets).items())
+    assert [(layer.path, layer.row) for layer in document.layers] == list(
+        counted_by_peft(architecture, targets).items()
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ DOCUMENTS = st.builds(
     OrderingDocument,
     order=st.none() | st.lists(NAMES, max_size=4).map(tuple),
     layers=st.none()
-    | st.lists(st.builds(LayerRow, NAMES, st.integers(-5, 2**40)), max_size=4, unique_by=lambda row: row.path).map(tuple),
+    | st.lists(st.builds(LayerRow, NAMES, st.integers(-5, 2**40)), max_size=4, unique_by=lambda row: row.path).map(
+        tuple
+    ),
     base_model_id=st.none() | NAMES,
     preload_adapters=st.none() | st.lists(st.builds(PreloadAdapter, NAMES, NAMES), max_size=3).map(tuple),
 )
@@ -38,7 +40,9 @@ def test_the_canonical_bytes_are_those_of_the_reference_script() -> None:
 
 def test_absent_and_empty_keys_are_told_apart() -> None:
     assert parse_file(b"{}").document == OrderingDocument()
-    assert parse_file(b'{"order": [], "layers": {}, "preload_adapters": []}').document == OrderingDocument((), (), None, ())
+    assert parse_file(b'{"order": [], "layers": {}, "preload_adapters": []}').document == OrderingDocument(
+        (), (), None, ()
+    )
 
 
 def test_the_order_of_layers_is_that_of_the_file() -> None:

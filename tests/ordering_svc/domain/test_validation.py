@@ -74,7 +74,9 @@ def test_a_sound_xlora_document_has_no_problems() -> None:
         ({"preload_adapters": [{"name": "x", "adapter_model_id": "y"}] * 2}, LORA, "PRELOAD_DUPLICATE"),
     ],
 )
-def test_each_fault_is_an_error_with_its_own_code(keys: dict[str, object], expectations: Expectations, code: str) -> None:
+def test_each_fault_is_an_error_with_its_own_code(
+    keys: dict[str, object], expectations: Expectations, code: str
+) -> None:
     errors = [problem for problem in validate_file(file_of(**keys), expectations) if problem.is_error]
 
     assert code in [problem.code for problem in errors]

@@ -13,8 +13,8 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from loramux.ordering.v1 import ordering_service_pb2_grpc
 
+from loramux.ordering.v1 import ordering_service_pb2_grpc
 from ordering_svc.config import Config
 from ordering_svc.persistence.store import OrderingStore
 from ordering_svc.server import running
@@ -52,8 +52,15 @@ def serve(tmp_path: Path, model_root: Path) -> Serve:
 
     @asynccontextmanager
     async def start(store: OrderingStore | None = None, **settings: Any) -> AsyncIterator[Service]:
-        defaults: dict[str, Any] = {"data_dir": tmp_path / "data", "listen": "127.0.0.1:0", "model_roots": (model_root,)}
-        async with running(Config(**(defaults | settings)), store) as address, grpc.aio.insecure_channel(address) as channel:
+        defaults: dict[str, Any] = {
+            "data_dir": tmp_path / "data",
+            "listen": "127.0.0.1:0",
+            "model_roots": (model_root,),
+        }
+        async with (
+            running(Config(**(defaults | settings)), store) as address,
+            grpc.aio.insecure_channel(address) as channel,
+        ):
             yield Service(channel, ordering_service_pb2_grpc.OrderingServiceStub(channel), address)
 
     return start
@@ -86,7 +93,7 @@ async def failure_of(call: Any) -> Failure:
         await call
     status: Any = rpc_status.from_call(raised.value)  # type: ignore[arg-type]  # works for this kind too
     assert status is not None, raised.value
-    details = {}
+    details: dict[str, Any] = {}
     for packed in status.details:
         name = packed.type_url.rpartition(".")[2]
         details[name] = DETAILS[name]()
