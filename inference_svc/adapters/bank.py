@@ -76,7 +76,7 @@ class Classifier:
     def scalings(self, hidden: Tensor) -> Tensor:
         """[num_tokens, hidden_size] float32 -> [num_tokens, num_layers, num_experts], without dropout.
 
-        Source: `xlora_classifier.py` of the xlora package and `XLoraClassifier.forward` of PEFT; top-k keeps the largest
+        Source: `xlora_classifier.py` of the xlora package, `XLoraClassifier.forward` of PEFT; top-k keeps the largest
         values and does not renormalise.
         """
         config = self.config

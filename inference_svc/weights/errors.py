@@ -17,6 +17,7 @@ class WeightsError(Exception):
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}")
         self.path = path
+        self.sentence = message
 
 
 class FileMissing(WeightsError):

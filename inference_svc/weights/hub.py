@@ -136,7 +136,7 @@ def _asked(reference: HubReference, question: Callable[[], T]) -> T:
         raise HubUnavailable(
             name,
             f"{hub} cannot be reached, or HF_HUB_OFFLINE is set, and the cache does not have it; "
-            "a model in the cache is found by its full name, org/name:file.gguf",
+            "a cached model is found by its full name, org/name:file.gguf",
         ) from error
     except EntryNotFoundError as error:
         raise FileMissing(name, f"the repository has no file {reference.file!r}") from error

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from inference_svc.weights.errors import FileMissing, PathNotAllowed, UnsupportedFile
+from inference_svc.weights.errors import FileMissing, HubUnavailable, PathNotAllowed, UnsupportedFile
 from inference_svc.weights.hub import HubReference, download_adapter, download_gguf, parse_hub_reference
 
 MODEL_FORMS = (
@@ -102,7 +102,11 @@ def locate_adapter(source: str, roots: Sequence[Path]) -> Path:
         folder = resolve_inside(source, roots)
     except FileMissing as error:
         if hub is not None:
-            return download_adapter(hub)
+            try:
+                return download_adapter(hub)
+            except HubUnavailable as away:
+                looked = f"there is no such folder in {_names(roots)}, and as a hub id: {away.sentence}"
+                raise HubUnavailable(source, looked) from away
         raise FileMissing(
             source,
             f"there is no such folder in {_names(roots)}, and it is not a hub id like org/name or org/name@revision",
