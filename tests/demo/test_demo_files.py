@@ -72,8 +72,8 @@ def test_the_lora_ordering_preloads_folders_that_exist_and_activates_none() -> N
         assert (DEMO / entry["adapter_model_id"] / "adapter_config.json").is_file()
 
 
-# Measured 92 of 116 (79%) and 17 of 24 (71%): `capitals` misses both bars, as its card says. Strict: once it meets them,
-# these marks must go.
+# Measured 92 of 116 (79%) and 17 of 24 (71%): `capitals` misses both bars, as its card says. The marks are strict: once
+# it meets the bars, they must go.
 BELOW_THE_BAR = {"capitals"}
 MEASURED = [
     pytest.param(name, marks=[pytest.mark.xfail(reason="below the bar, see the card")] if name in BELOW_THE_BAR else [])
