@@ -203,6 +203,12 @@ def test_generate_reads_a_local_config_here_and_leaves_other_models_to_the_servi
     assert services.ordering.seen[-1].model.hub_id == "org/model"
 
 
+def test_a_file_that_is_not_there_is_said_to_be_a_file(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("ordering", "validate", "missing.json")
+    assert code == 1
+    assert "there is no file missing.json" in err
+
+
 def test_validate_shows_every_problem_and_exits_with_1(run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"order": []}')
     code, out, _ = run("ordering", "validate", "bad.json", "--quantized-architecture", "llama")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from loramux.cli.derived_files import with_order, with_preload
 from loramux.cli.ordering import DescriptionOption, EtagOption, KindOption, NameArgument, PlaceOption, names
-from loramux.cli.problems import SERVICE_ERROR
+from loramux.cli.problems import SERVICE_ERROR, CommandError
 from loramux.cli.session import JsonOption, OrderingAddressOption, Session, open_session
 from loramux.cli.tables import ordering_table, validation_table
 from loramux.client import ConfigModel, HubModel, LocalModel, OrderingDocument, OrderingFile
@@ -116,7 +116,7 @@ def validate(
     session = open_session(context, as_json, None, ordering_address)
     with session.client() as client:
         validation = client.orderings.validate(
-            Path(source) if Path(source).is_file() else source,
+            file_named(source) or source,
             kind=kind,
             model=None if model is None else model_reference(model),
             quantized_architecture="" if quantized is None else quantized.value,
@@ -153,6 +153,19 @@ def add_preload(
     _derive(session, source, output, lambda content: with_preload(content, names(adapters), adapter_model_id, source))
 
 
+def file_named(word: str) -> Path | None:
+    """The file of that name; None if the word is the name of a stored ordering.
+
+    Raises CommandError for a word that can only be a file's name, and there is none.
+    """
+    path = Path(word)
+    if path.is_file():
+        return path
+    if word.endswith(".json") or ("/" in word and not word.startswith("orderings/")):
+        raise CommandError("FILE", f"there is no file {word}")
+    return None
+
+
 def model_reference(word: str) -> ModelReference:
     """A folder is read here; a .gguf file or absolute path is the service's to read; anything else is a hub id."""
     path = Path(word).expanduser()
@@ -175,8 +188,8 @@ def _deliver(session: Session, file: OrderingFile, output: Path | None) -> None:
 
 
 def _derive(session: Session, source: str, output: Path | None, change: Change) -> None:
-    if Path(source).is_file():
-        _deliver(session, OrderingFile(change(Path(source).read_bytes()), ""), output)
+    if file := file_named(source):
+        _deliver(session, OrderingFile(change(file.read_bytes()), ""), output)
         return
     with session.client() as client:
         if output is not None:
