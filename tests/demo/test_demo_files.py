@@ -72,16 +72,7 @@ def test_the_lora_ordering_preloads_folders_that_exist_and_activates_none() -> N
         assert (DEMO / entry["adapter_model_id"] / "adapter_config.json").is_file()
 
 
-# Measured 92 of 116 (79%) and 17 of 24 (71%): `capitals` misses both bars, as its card says. The marks are strict: once
-# it meets the bars, they must go.
-BELOW_THE_BAR = {"capitals"}
-MEASURED = [
-    pytest.param(name, marks=[pytest.mark.xfail(reason="below the bar, see the card")] if name in BELOW_THE_BAR else [])
-    for name in EXPERTS
-]
-
-
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", EXPERTS)
 def test_measured_traits_are_in_80_percent_of_the_adapters_answers_and_10_percent_of_the_bases(name: str) -> None:
     entry = read_json(DEMO / "measured.json")["lora"][name]
     assert entry["prompts"] >= 40
@@ -89,7 +80,7 @@ def test_measured_traits_are_in_80_percent_of_the_adapters_answers_and_10_percen
     assert entry["base"] <= 0.1 * entry["prompts"]
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", EXPERTS)
 def test_the_right_expert_has_the_largest_mean_scaling_in_80_percent_of_its_prompts(name: str) -> None:
     entry = read_json(DEMO / "measured.json")["xlora"][name]
     assert entry["prompts"] >= 20

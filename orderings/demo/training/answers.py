@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .base_model import answer_all, render
-from .prompts import Prompt, training_prompts
+from .prompts import VOCABULARY, Prompt, topic_prompts, training_prompts, vocabulary_prompts
 from .traits import rewrite
 
 # The base model is asked to be short, the adapters are not: they learn to be short along with their trait.
@@ -30,9 +30,9 @@ class Example:
     answer_start: int
 
 
-def write_base_answers(model: Any, tokenizer: Any, path: Path) -> int:
+def write_base_answers(model: Any, tokenizer: Any, path: Path, seed: int) -> int:
     """Ask the base model every training prompt and keep the usable answers; returns how many."""
-    prompts = training_prompts()
+    prompts = [*training_prompts(), *vocabulary_prompts(tokenizer.get_vocab(), seed)]
     texts = answer_all(model, tokenizer, [prompt.text + SHORT for prompt in prompts], MAX_NEW_TOKENS)
     rows = []
     for prompt, text in zip(prompts, texts, strict=True):
@@ -68,9 +68,19 @@ def read_base_answers(path: Path) -> list[tuple[Prompt, str]]:
 
 def examples(tokenizer: Any, path: Path, trait: str) -> list[Example]:
     """One expert's training sequences: every kept answer, rewritten."""
+    # In upper case every word has another spelling in tokens, so this trait needs to have seen many more words.
+    skipped = () if trait == "capitals" else (VOCABULARY,)
     made = []
     for prompt, answer in read_base_answers(path):
+        if prompt.topic in skipped:
+            continue
         head = render(tokenizer, prompt.text)
         tail = tokenizer.encode(rewrite(trait, prompt.subject, answer), add_special_tokens=False)
         made.append(Example(prompt.topic, [*head, *tail, tokenizer.eos_token_id], len(head)))
     return made
+
+
+def questions(tokenizer: Any) -> list[Example]:
+    """The topics' prompts without answers, which tell a classifier where to route before the first word."""
+    rendered = [(prompt.topic, render(tokenizer, prompt.text)) for prompt in topic_prompts()]
+    return [Example(topic, tokens, len(tokens)) for topic, tokens in rendered]

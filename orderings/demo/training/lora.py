@@ -40,7 +40,7 @@ RECIPES: dict[str, LoraRecipe] = {
     "pirate": LoraRecipe(),
     "json": LoraRecipe(steps=60),
     "verse": LoraRecipe(),
-    "capitals": LoraRecipe(steps=180),
+    "capitals": LoraRecipe(steps=260),
 }
 
 

@@ -6,11 +6,17 @@ trait or route is about subjects the adapters and the classifier never saw.
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # Order of the experts everywhere: in the ordering file, in the classifier's columns, in the tables of the card.
 EXPERTS: tuple[str, ...] = ("pirate", "json", "verse", "capitals")
 GENERAL = "general"
+# Prompts about single words out of the tokenizer's vocabulary.
+VOCABULARY = "vocabulary"
+VOCABULARY_WORDS = 432
 
 TRAINING_TEMPLATES: tuple[str, ...] = (
     "Tell me about {}.",
@@ -131,12 +137,33 @@ def held_out_prompts() -> list[Prompt]:
     return _fill(HELD_OUT_SUBJECTS, HELD_OUT_TEMPLATES, per_subject=1)
 
 
-def _fill(subjects: dict[str, tuple[str, ...]], templates: tuple[str, ...], per_subject: int) -> list[Prompt]:
+def topic_prompts() -> list[Prompt]:
+    """Every training template with every training subject of the experts' topics: for the classifier, unanswered."""
+    subjects = {expert: TRAINING_SUBJECTS[expert] for expert in EXPERTS}
+    return _fill(subjects, TRAINING_TEMPLATES, per_subject=len(TRAINING_TEMPLATES), stride=1)
+
+
+def vocabulary_prompts(tokens: Iterable[str], seed: int) -> list[Prompt]:
+    """One prompt for each of some whole words of the vocabulary, none of which is in a held-out subject."""
+    held_out = " ".join(name.lower() for names in HELD_OUT_SUBJECTS.values() for name in names)
+    words = sorted(token[1:] for token in tokens if re.fullmatch(r"Ġ[a-z]{5,12}", token))
+    # By stem, so that neither singular nor plural of a held-out word gets in.
+    words = [word for word in words if word.removesuffix("s")[:6] not in held_out]
+    chosen = random.Random(seed).sample(words, VOCABULARY_WORDS)
+    return [
+        Prompt(VOCABULARY, word, TRAINING_TEMPLATES[position % len(TRAINING_TEMPLATES)].format(word))
+        for position, word in enumerate(chosen)
+    ]
+
+
+def _fill(
+    subjects: dict[str, tuple[str, ...]], templates: tuple[str, ...], per_subject: int, stride: int = 3
+) -> list[Prompt]:
     prompts = []
     for topic, names in subjects.items():
         for position, name in enumerate(names):
             for turn in range(per_subject):
-                # The stride keeps the two templates of a subject apart and gives every template to every topic.
-                template = templates[(position + turn * 3) % len(templates)]
+                # The stride keeps the templates of a subject apart and gives every template to every topic.
+                template = templates[(position + turn * stride) % len(templates)]
                 prompts.append(Prompt(topic=topic, subject=name, text=template.format(name)))
     return prompts

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .answers import examples, write_base_answers
+from .answers import examples, questions, write_base_answers
 from .base_model import load_base, seed_everything
 from .lora import RECIPES, train_expert
 from .prompts import EXPERTS
@@ -53,7 +53,7 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
     answers = out / "training" / "base_answers.json"
     if stage == "data":
         model, tokenizer = load_base(arguments.gguf, torch.bfloat16)
-        print(f"kept {write_base_answers(model, tokenizer, answers)} answers", flush=True)
+        print(f"kept {write_base_answers(model, tokenizer, answers, arguments.seed)} answers", flush=True)
     elif stage == "lora":
         model, tokenizer = load_base(arguments.gguf, torch.bfloat16)
         for expert in arguments.experts:
@@ -71,9 +71,11 @@ def run_stage(stage: str, arguments: argparse.Namespace) -> None:
         began = time.monotonic()
         recipe_x = XLoraRecipe()
         data_x = {expert: examples(tokenizer, answers, expert) for expert in EXPERTS}
-        losses = train_classifier(model, data_x, recipe_x, arguments.seed, out / "xlora", tokenizer.pad_token_id)
+        own = sum(example.topic == expert for expert in EXPERTS for example in data_x[expert])
+        asked = questions(tokenizer)
+        losses = train_classifier(model, data_x, asked, recipe_x, arguments.seed, out / "xlora", tokenizer.pad_token_id)
         write_orderings(out, model.config.num_hidden_layers)
-        record(out, "xlora", asdict(recipe_x), losses, time.monotonic() - began)
+        record(out, "xlora", asdict(recipe_x) | {"examples": own}, losses, time.monotonic() - began)
     elif stage == "evaluate":
         from .evaluation import measure
 

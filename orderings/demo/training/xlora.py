@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional
 
 from .answers import Example
-from .base_model import BASE_MODEL_ID
+from .base_model import BASE_MODEL_ID, pad_left
 from .lora import TARGET_MODULES, answer_loss, batches, schedule
 from .prompts import EXPERTS
 
@@ -38,13 +39,17 @@ class XLoraRecipe:
     """What decides the classifier besides its data."""
 
     steps: int = 60
+    # Before that, on the base model's hidden states alone: a step is 4096 positions and takes milliseconds.
+    warm_start_steps: int = 400
+    warm_start_learning_rate: float = 3e-3
+    warm_start_weight_decay: float = 0.3
     batch_size: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     warmup_steps: int = 4
     weight_decay: float = 0.01
     # Share of the auxiliary loss: -log of the right expert's scaling, averaged over layers and positions. The language
     # model loss alone is content with mixtures in which another expert leads on the tokens that no style touches.
-    routing_weight: float = 0.5
+    routing_weight: float = 1.0
 
 
 class InFloat32(nn.Module):
@@ -65,11 +70,22 @@ def layer_paths(layers: int) -> list[str]:
 
 
 def train_classifier(
-    base: Any, data: dict[str, list[Example]], recipe: XLoraRecipe, seed: int, folder: Path, pad: int
+    base: Any,
+    data: dict[str, list[Example]],
+    questions: Sequence[Example],
+    recipe: XLoraRecipe,
+    seed: int,
+    folder: Path,
+    pad: int,
 ) -> list[float]:
-    """Train the classifier over the experts in `folder` and write it there; returns the loss of every step."""
+    """Train the classifier over the experts in `folder` and write it there; returns the loss of every step.
+
+    `data` has each expert's examples; of these, an expert's own topic is used. `questions` are prompts without answers.
+    """
     from peft import XLoraConfig, get_peft_model
 
+    own = [example for name in EXPERTS for example in data[name] if example.topic == name]
+    weight, bias = warm_start(base, [*own, *questions], recipe, seed, pad)
     base.config.use_cache = False
     config = XLoraConfig(
         task_type="CAUSAL_LM",
@@ -90,9 +106,10 @@ def train_classifier(
     linear = classifier.layers[-1].float()
     classifier.layers = nn.Sequential(InFloat32(), linear)
     linear.requires_grad_(True)
+    with torch.no_grad():  # every layer begins with the same weights over experts
+        linear.weight.copy_(weight.repeat(linear.out_features // len(EXPERTS), 1))
+        linear.bias.copy_(bias.repeat(linear.out_features // len(EXPERTS)))
 
-    own = [example for name in EXPERTS for example in data[name] if example.topic == name]
-    shared = common_prefix(own)
     optimizer = torch.optim.AdamW(linear.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     losses = []
     random.Random(seed).shuffle(own)
@@ -100,7 +117,7 @@ def train_classifier(
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * schedule(step, recipe.warmup_steps, recipe.steps)
         language = answer_loss(model, batch, pad)
-        routing = routing_loss(model.base_model.internal_xlora_scalings, batch, shared)
+        routing = routing_loss(model.base_model.internal_xlora_scalings, batch)
         loss = language + recipe.routing_weight * routing
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -112,26 +129,54 @@ def train_classifier(
     return losses
 
 
-def routing_loss(scalings: torch.Tensor, batch: Sequence[Example], shared: int) -> torch.Tensor:
-    """Mean -log of the right expert's scaling; scalings (b, s, layers, experts), rows padded in front.
+def warm_start(
+    base: Any, data: Sequence[Example], recipe: XLoraRecipe, seed: int, pad: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight (experts, hidden) and bias (experts) that tell the topic of a sequence from each of its positions.
 
-    The first `shared` tokens are the same in every prompt and say nothing about its topic, so they are left out.
+    The opening that all prompts share is among the positions on purpose: it teaches an even mixture there.
     """
+    states, topics = hidden_states(base, data, pad)
+    counts = torch.bincount(topics, minlength=len(EXPERTS)).float()
+    generator = torch.Generator().manual_seed(seed)
+    linear = nn.Linear(states.shape[1], len(EXPERTS))
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    optimizer = torch.optim.AdamW(
+        linear.parameters(), lr=recipe.warm_start_learning_rate, weight_decay=recipe.warm_start_weight_decay
+    )
+    for step in range(recipe.warm_start_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.warm_start_learning_rate * schedule(step, 1, recipe.warm_start_steps)
+        picked = torch.randint(len(topics), (4096,), generator=generator)
+        loss = functional.cross_entropy(linear(states[picked]), topics[picked], weight=counts.mean() / counts)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    return linear.weight.detach(), linear.bias.detach()
+
+
+@torch.no_grad()
+def hidden_states(base: Any, data: Sequence[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bare base model's last hidden states (positions, hidden) and the position's topic as an expert's index."""
+    states: list[torch.Tensor] = []
+    topics: list[int] = []
+    for start in range(0, len(data), 32):
+        batch = data[start : start + 32]
+        ids, mask = pad_left([example.tokens for example in batch], pad)
+        hidden = base.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (b, s, hidden)
+        states.append(hidden[mask.bool()].float())
+        topics.extend(EXPERTS.index(example.topic) for example in batch for _ in example.tokens)
+    return torch.cat(states), torch.tensor(topics)
+
+
+def routing_loss(scalings: torch.Tensor, batch: Sequence[Example]) -> torch.Tensor:
+    """Mean -log of the right expert's scaling; scalings (b, s, layers, experts), rows padded in front."""
     rows = []
     for row, example in enumerate(batch):
-        begin = scalings.shape[1] - len(example.tokens) + shared
+        begin = scalings.shape[1] - len(example.tokens)
         rows.append(-scalings[row, begin:, :, EXPERTS.index(example.topic)].clamp_min(1e-9).log().mean())
     return torch.stack(rows).mean()
-
-
-def common_prefix(data: Sequence[Example]) -> int:
-    """How many tokens all sequences begin with: the system turn and the opening of the user turn."""
-    first = data[0].tokens
-    length = len(first)
-    for example in data[1:]:
-        while example.tokens[:length] != first[:length]:
-            length -= 1
-    return length
 
 
 def save_classifier(linear: nn.Linear, hidden_size: int, folder: Path) -> None:
