@@ -17,6 +17,8 @@ def test_an_interrupt_stops_the_answer_and_the_conversation_goes_on(services: Fa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A suite that runs in the background of a shell inherits an ignored SIGINT; a terminal's programs do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin is not None
     assert process.stdout is not None
