@@ -68,6 +68,46 @@ SEVERITY_WARNING: Severity.ValueType  # 2
 """The ordering works, but probably not as meant."""
 Global___Severity: _TypeAlias = Severity  # noqa: Y015
 
+class _ChangeType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangeTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGE_TYPE_UNSPECIFIED: _ChangeType.ValueType  # 0
+    """Never sent."""
+    CHANGE_TYPE_CREATED: _ChangeType.ValueType  # 1
+    """It was created."""
+    CHANGE_TYPE_UPDATED: _ChangeType.ValueType  # 2
+    """A revision was added, or the metadata changed."""
+    CHANGE_TYPE_TAGGED: _ChangeType.ValueType  # 3
+    """A tag was set, moved or taken away."""
+    CHANGE_TYPE_DELETED: _ChangeType.ValueType  # 4
+    """It was deleted."""
+    CHANGE_TYPE_UNDELETED: _ChangeType.ValueType  # 5
+    """It was brought back."""
+    CHANGE_TYPE_PURGED: _ChangeType.ValueType  # 6
+    """It and its history were removed for good."""
+
+class ChangeType(_ChangeType, metaclass=_ChangeTypeEnumTypeWrapper):
+    """What happened to an ordering."""
+
+CHANGE_TYPE_UNSPECIFIED: ChangeType.ValueType  # 0
+"""Never sent."""
+CHANGE_TYPE_CREATED: ChangeType.ValueType  # 1
+"""It was created."""
+CHANGE_TYPE_UPDATED: ChangeType.ValueType  # 2
+"""A revision was added, or the metadata changed."""
+CHANGE_TYPE_TAGGED: ChangeType.ValueType  # 3
+"""A tag was set, moved or taken away."""
+CHANGE_TYPE_DELETED: ChangeType.ValueType  # 4
+"""It was deleted."""
+CHANGE_TYPE_UNDELETED: ChangeType.ValueType  # 5
+"""It was brought back."""
+CHANGE_TYPE_PURGED: ChangeType.ValueType  # 6
+"""It and its history were removed for good."""
+Global___ChangeType: _TypeAlias = ChangeType  # noqa: Y015
+
 @_typing.final
 class Ordering(_message.Message):
     """A named, versioned ordering document. A change never alters a revision: it adds one."""
@@ -106,6 +146,8 @@ class Ordering(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`orderings/{ordering}`; the id matches [a-z]([a-z0-9-]{0,61}[a-z0-9])?."""
     kind: Global___AdapterKind.ValueType
@@ -142,6 +184,14 @@ class Ordering(_message.Message):
     def provenance(self) -> Global___Provenance:
         """How this revision's document was made. Output only."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tags that point at this revision, sorted. Output only."""
+
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """When the ordering was deleted; not set while it is there. Output only."""
+
     def __init__(
         self,
         *,
@@ -157,10 +207,12 @@ class Ordering(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         provenance: Global___Provenance | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "document", b"document", "provenance", b"provenance", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "document", b"document", "provenance", b"provenance", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_model_id", b"adapter_model_id", "create_time", b"create_time", "description", b"description", "document", b"document", "etag", b"etag", "kind", b"kind", "labels", b"labels", "name", b"name", "provenance", b"provenance", "revision_id", b"revision_id", "revision_number", b"revision_number", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_model_id", b"adapter_model_id", "create_time", b"create_time", "delete_time", b"delete_time", "description", b"description", "document", b"document", "etag", b"etag", "kind", b"kind", "labels", b"labels", "name", b"name", "provenance", b"provenance", "revision_id", b"revision_id", "revision_number", b"revision_number", "tags", b"tags", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -354,22 +406,38 @@ class Provenance(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     SERVICE_VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    MODULE_ORDER_FIELD_NUMBER: _builtins.int
     method: _builtins.str
-    """For instance `imported`, `generated`, `written`."""
+    """`written`, `imported`, `generated`, `derived` or `rolled_back`."""
     config_digest: _builtins.str
     """SHA-256 of the config that Generate read, in hex; empty otherwise."""
     service_version: _builtins.str
     """Version of the service that wrote the revision."""
+    model: _builtins.str
+    """What names the model that Generate read: its path or hub id; empty otherwise."""
+    source: _builtins.str
+    """The revision that the document was derived from or rolled back to: `orderings/{ordering}@{number}`; empty otherwise."""
+    arguments: _builtins.str
+    """How Generate or Derive was asked, as a JSON object; empty otherwise."""
+    module_order: _builtins.str
+    """The release of transformers whose module order Generate followed; empty otherwise."""
     def __init__(
         self,
         *,
         method: _builtins.str = ...,
         config_digest: _builtins.str = ...,
         service_version: _builtins.str = ...,
+        model: _builtins.str = ...,
+        source: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+        module_order: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_digest", b"config_digest", "method", b"method", "service_version", b"service_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "config_digest", b"config_digest", "method", b"method", "model", b"model", "module_order", b"module_order", "service_version", b"service_version", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -440,3 +508,265 @@ class ModelReference(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_model) -> _WhichOneofReturnType_model | None: ...
 
 Global___ModelReference: _TypeAlias = ModelReference  # noqa: Y015
+
+@_typing.final
+class ModuleSelection(_message.Message):
+    """Module names as PEFT takes them: a list, a regular expression, or all linear layers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    PATTERN_FIELD_NUMBER: _builtins.int
+    ALL_LINEAR_FIELD_NUMBER: _builtins.int
+    pattern: _builtins.str
+    """A Python regular expression that has to match a whole path."""
+    all_linear: _builtins.bool
+    """Every linear layer but the output head."""
+    @_builtins.property
+    def names(self) -> Global___ModuleNames:
+        """`q_proj` matches every module whose path is `q_proj` or ends in `.q_proj`."""
+
+    def __init__(
+        self,
+        *,
+        names: Global___ModuleNames | None = ...,
+        pattern: _builtins.str = ...,
+        all_linear: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["all_linear", b"all_linear", "names", b"names", "pattern", b"pattern", "selection", b"selection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_linear", b"all_linear", "names", b"names", "pattern", b"pattern", "selection", b"selection"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_selection: _TypeAlias = _typing.Literal["names", "pattern", "all_linear"]  # noqa: Y015
+    _WhichOneofArgType_selection: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_selection) -> _WhichOneofReturnType_selection | None: ...
+
+Global___ModuleSelection: _TypeAlias = ModuleSelection  # noqa: Y015
+
+@_typing.final
+class ModuleNames(_message.Message):
+    """A list of module names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For instance `q_proj`."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModuleNames: _TypeAlias = ModuleNames  # noqa: Y015
+
+@_typing.final
+class Destination(_message.Message):
+    """Where a document that was made is stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDERING_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_EXISTING_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ADAPTER_MODEL_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ordering_id: _builtins.str
+    """The last part of the ordering's name."""
+    allow_existing: _builtins.bool
+    """Make a new revision if the id is taken; otherwise that is ALREADY_EXISTS."""
+    etag: _builtins.str
+    """With allow_existing: the etag that was read."""
+    kind: Global___AdapterKind.ValueType
+    """Metadata beside the file; what is not set stays as it is, or empty for a new ordering."""
+    adapter_model_id: _builtins.str
+    """As in Ordering."""
+    description: _builtins.str
+    """As in Ordering."""
+    @_builtins.property
+    def labels(self) -> Global___Labels:
+        """As in Ordering."""
+
+    def __init__(
+        self,
+        *,
+        ordering_id: _builtins.str = ...,
+        allow_existing: _builtins.bool = ...,
+        etag: _builtins.str | None = ...,
+        kind: Global___AdapterKind.ValueType | None = ...,
+        adapter_model_id: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+        labels: Global___Labels | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_model_id", b"_adapter_model_id", "_description", b"_description", "_etag", b"_etag", "_kind", b"_kind", "_labels", b"_labels", "adapter_model_id", b"adapter_model_id", "description", b"description", "etag", b"etag", "kind", b"kind", "labels", b"labels"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_model_id", b"_adapter_model_id", "_description", b"_description", "_etag", b"_etag", "_kind", b"_kind", "_labels", b"_labels", "adapter_model_id", b"adapter_model_id", "allow_existing", b"allow_existing", "description", b"description", "etag", b"etag", "kind", b"kind", "labels", b"labels", "ordering_id", b"ordering_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adapter_model_id: _TypeAlias = _typing.Literal["adapter_model_id"]  # noqa: Y015
+    _WhichOneofArgType__adapter_model_id: _TypeAlias = _typing.Literal["_adapter_model_id", b"_adapter_model_id"]  # noqa: Y015
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
+    _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    _WhichOneofReturnType__labels: _TypeAlias = _typing.Literal["labels"]  # noqa: Y015
+    _WhichOneofArgType__labels: _TypeAlias = _typing.Literal["_labels", b"_labels"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter_model_id) -> _WhichOneofReturnType__adapter_model_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__labels) -> _WhichOneofReturnType__labels | None: ...
+
+Global___Destination: _TypeAlias = Destination  # noqa: Y015
+
+@_typing.final
+class Labels(_message.Message):
+    """Labels that can be absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LABELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free key and value pairs."""
+
+    def __init__(
+        self,
+        *,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Labels: _TypeAlias = Labels  # noqa: Y015
+
+@_typing.final
+class OrderingChange(_message.Message):
+    """One change of one ordering. Changes of all orderings stand in one row, without gaps: the order in which they were written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REVISION_NUMBER_FIELD_NUMBER: _builtins.int
+    REVISION_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    CHANGE_TIME_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    TAGGED_REVISION_NUMBER_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """1 for the first change in this database, and one more with every change."""
+    type: Global___ChangeType.ValueType
+    """What happened."""
+    name: _builtins.str
+    """`orderings/{ordering}`."""
+    revision_number: _builtins.int
+    """The newest revision after the change."""
+    revision_id: _builtins.str
+    """Content address of that revision."""
+    etag: _builtins.str
+    """The etag after the change."""
+    tag: _builtins.str
+    """For TAGGED: the tag."""
+    tagged_revision_number: _builtins.int
+    """For TAGGED: the revision that the tag points at now; 0 if it was taken away."""
+    @_builtins.property
+    def change_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was written."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        type: Global___ChangeType.ValueType = ...,
+        name: _builtins.str = ...,
+        revision_number: _builtins.int = ...,
+        revision_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        change_time: _timestamp_pb2.Timestamp | None = ...,
+        tag: _builtins.str = ...,
+        tagged_revision_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_time", b"change_time", "etag", b"etag", "name", b"name", "revision_id", b"revision_id", "revision_number", b"revision_number", "sequence", b"sequence", "tag", b"tag", "tagged_revision_number", b"tagged_revision_number", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderingChange: _TypeAlias = OrderingChange  # noqa: Y015
+
+@_typing.final
+class Difference(_message.Message):
+    """One difference between two documents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """Where: a path into the document, for instance `order[1]` or `layers["lm_head"]`."""
+    before: _builtins.str
+    """The value before, as JSON; not set if there was none."""
+    after: _builtins.str
+    """The value after, as JSON; not set if there is none."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        before: _builtins.str | None = ...,
+        after: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_before", b"_before", "after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_before", b"_before", "after", b"after", "before", b"before", "field", b"field"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__before: _TypeAlias = _typing.Literal["before"]  # noqa: Y015
+    _WhichOneofArgType__before: _TypeAlias = _typing.Literal["_before", b"_before"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before) -> _WhichOneofReturnType__before | None: ...
+
+Global___Difference: _TypeAlias = Difference  # noqa: Y015

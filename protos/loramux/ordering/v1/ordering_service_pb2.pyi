@@ -27,8 +27,14 @@ class CreateOrderingRequest(_message.Message):
 
     ORDERING_ID_FIELD_NUMBER: _builtins.int
     ORDERING_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     ordering_id: _builtins.str
     """The last part of the name."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
     @_builtins.property
     def ordering(self) -> _ordering_pb2.Ordering:
         """What to store; its name and output-only fields are ignored."""
@@ -38,12 +44,16 @@ class CreateOrderingRequest(_message.Message):
         *,
         ordering_id: _builtins.str = ...,
         ordering: _ordering_pb2.Ordering | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ordering", b"ordering"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "ordering", b"ordering", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ordering", b"ordering", "ordering_id", b"ordering_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "ordering", b"ordering", "ordering_id", b"ordering_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___CreateOrderingRequest: _TypeAlias = CreateOrderingRequest  # noqa: Y015
 
@@ -54,16 +64,20 @@ class GetOrderingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`orderings/{ordering}` or `orderings/{ordering}@{revision}`, where the revision is a number or a revision id."""
+    show_deleted: _builtins.bool
+    """Also return an ordering that was deleted."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -77,19 +91,34 @@ class ListOrderingsRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """How many at most: 0 means 50, more than 1000 means 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before."""
+    filter: _builtins.str
+    """Which orderings, after AIP-160: `kind = xlora AND labels.team = "nlp"`. Fields: `ordering_id`, `kind`, `base_model_id`,
+    `adapter_model_id`, `description`, `labels.KEY`, `create_time`, `update_time`, `revision_number`; `=`, `!=`, `<`, `<=`,
+    `>`, `>=`, `:` (contains; for `labels` has the key); AND, OR, NOT, `-`, parentheses. Empty: all.
+    """
+    order_by: _builtins.str
+    """`ordering_id`, `create_time` or `update_time`, each optionally followed by ` desc`. Empty: by ordering_id."""
+    show_deleted: _builtins.bool
+    """Also list orderings that were deleted."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,22 +161,26 @@ class ListOrderingRevisionsRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`orderings/{ordering}`."""
     page_size: _builtins.int
     """How many at most: 0 means 50, more than 1000 means 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before."""
+    show_deleted: _builtins.bool
+    """Also of an ordering that was deleted."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -194,6 +227,8 @@ class UpdateOrderingRequest(_message.Message):
     ADAPTER_MODEL_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`orderings/{ordering}`."""
     etag: _builtins.str
@@ -204,12 +239,16 @@ class UpdateOrderingRequest(_message.Message):
     """Replaces the place of the adapters."""
     description: _builtins.str
     """Replaces the description."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
     @_builtins.property
     def document(self) -> _ordering_pb2.OrderingDocument:
         """Replaces the whole document: a new revision, unless nothing changed."""
 
     @_builtins.property
-    def labels(self) -> Global___Labels:
+    def labels(self) -> _ordering_pb2.Labels:
         """Replaces all labels."""
 
     def __init__(
@@ -221,11 +260,13 @@ class UpdateOrderingRequest(_message.Message):
         kind: _ordering_pb2.AdapterKind.ValueType | None = ...,
         adapter_model_id: _builtins.str | None = ...,
         description: _builtins.str | None = ...,
-        labels: Global___Labels | None = ...,
+        labels: _ordering_pb2.Labels | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_model_id", b"_adapter_model_id", "_description", b"_description", "_document", b"_document", "_etag", b"_etag", "_kind", b"_kind", "_labels", b"_labels", "adapter_model_id", b"adapter_model_id", "description", b"description", "document", b"document", "etag", b"etag", "kind", b"kind", "labels", b"labels"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_model_id", b"_adapter_model_id", "_description", b"_description", "_document", b"_document", "_etag", b"_etag", "_kind", b"_kind", "_labels", b"_labels", "_request_id", b"_request_id", "adapter_model_id", b"adapter_model_id", "description", b"description", "document", b"document", "etag", b"etag", "kind", b"kind", "labels", b"labels", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_model_id", b"_adapter_model_id", "_description", b"_description", "_document", b"_document", "_etag", b"_etag", "_kind", b"_kind", "_labels", b"_labels", "adapter_model_id", b"adapter_model_id", "description", b"description", "document", b"document", "etag", b"etag", "kind", b"kind", "labels", b"labels", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_model_id", b"_adapter_model_id", "_description", b"_description", "_document", b"_document", "_etag", b"_etag", "_kind", b"_kind", "_labels", b"_labels", "_request_id", b"_request_id", "adapter_model_id", b"adapter_model_id", "description", b"description", "document", b"document", "etag", b"etag", "kind", b"kind", "labels", b"labels", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter_model_id: _TypeAlias = _typing.Literal["adapter_model_id"]  # noqa: Y015
     _WhichOneofArgType__adapter_model_id: _TypeAlias = _typing.Literal["_adapter_model_id", b"_adapter_model_id"]  # noqa: Y015
@@ -239,6 +280,8 @@ class UpdateOrderingRequest(_message.Message):
     _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
     _WhichOneofReturnType__labels: _TypeAlias = _typing.Literal["labels"]  # noqa: Y015
     _WhichOneofArgType__labels: _TypeAlias = _typing.Literal["_labels", b"_labels"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter_model_id) -> _WhichOneofReturnType__adapter_model_id | None: ...
     @_typing.overload
@@ -251,52 +294,10 @@ class UpdateOrderingRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__labels) -> _WhichOneofReturnType__labels | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___UpdateOrderingRequest: _TypeAlias = UpdateOrderingRequest  # noqa: Y015
-
-@_typing.final
-class Labels(_message.Message):
-    """Labels that can be absent."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    LABELS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free key and value pairs."""
-
-    def __init__(
-        self,
-        *,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Labels: _TypeAlias = Labels  # noqa: Y015
 
 @_typing.final
 class DeleteOrderingRequest(_message.Message):
@@ -306,23 +307,36 @@ class DeleteOrderingRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`orderings/{ordering}`."""
     etag: _builtins.str
     """The etag that was read; without it the deletion is not guarded."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         etag: _builtins.str | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___DeleteOrderingRequest: _TypeAlias = DeleteOrderingRequest  # noqa: Y015
 
@@ -351,6 +365,369 @@ class DeleteOrderingResponse(_message.Message):
 Global___DeleteOrderingResponse: _TypeAlias = DeleteOrderingResponse  # noqa: Y015
 
 @_typing.final
+class UndeleteOrderingRequest(_message.Message):
+    """Request of UndeleteOrdering."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`orderings/{ordering}`."""
+    etag: _builtins.str
+    """The etag that was read; without it the change is not guarded."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___UndeleteOrderingRequest: _TypeAlias = UndeleteOrderingRequest  # noqa: Y015
+
+@_typing.final
+class PurgeOrderingRequest(_message.Message):
+    """Request of PurgeOrdering."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`orderings/{ordering}`."""
+    etag: _builtins.str
+    """The etag that was read; without it the change is not guarded."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___PurgeOrderingRequest: _TypeAlias = PurgeOrderingRequest  # noqa: Y015
+
+@_typing.final
+class PurgeOrderingResponse(_message.Message):
+    """Response of PurgeOrdering."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURGED_REVISIONS_FIELD_NUMBER: _builtins.int
+    purged_revisions: _builtins.int
+    """How many revisions were removed."""
+    def __init__(
+        self,
+        *,
+        purged_revisions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["purged_revisions", b"purged_revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PurgeOrderingResponse: _TypeAlias = PurgeOrderingResponse  # noqa: Y015
+
+@_typing.final
+class RollbackOrderingRequest(_message.Message):
+    """Request of RollbackOrdering."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`orderings/{ordering}`."""
+    etag: _builtins.str
+    """The etag that was read; without it the change is not guarded."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
+    revision: _builtins.str
+    """The revision to go back to: its number, the first digits of its id, or a tag."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "name", b"name", "request_id", b"request_id", "revision", b"revision", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___RollbackOrderingRequest: _TypeAlias = RollbackOrderingRequest  # noqa: Y015
+
+@_typing.final
+class TagRevisionRequest(_message.Message):
+    """Request of TagRevision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`orderings/{ordering}`."""
+    etag: _builtins.str
+    """The etag that was read; without it the change is not guarded."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
+    tag: _builtins.str
+    """The tag: [a-z]([a-z0-9-]{0,61}[a-z0-9])?, and not six or more hex digits only."""
+    revision: _builtins.str
+    """The revision it points at: its number, the first digits of its id, or another tag. Not set: the newest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+        tag: _builtins.str = ...,
+        revision: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "_revision", b"_revision", "etag", b"etag", "request_id", b"request_id", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "_revision", b"_revision", "etag", b"etag", "name", b"name", "request_id", b"request_id", "revision", b"revision", "tag", b"tag", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    _WhichOneofReturnType__revision: _TypeAlias = _typing.Literal["revision"]  # noqa: Y015
+    _WhichOneofArgType__revision: _TypeAlias = _typing.Literal["_revision", b"_revision"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__revision) -> _WhichOneofReturnType__revision | None: ...
+
+Global___TagRevisionRequest: _TypeAlias = TagRevisionRequest  # noqa: Y015
+
+@_typing.final
+class UntagRevisionRequest(_message.Message):
+    """Request of UntagRevision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`orderings/{ordering}`."""
+    etag: _builtins.str
+    """The etag that was read; without it the change is not guarded."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
+    tag: _builtins.str
+    """The tag."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+        tag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_request_id", b"_request_id", "etag", b"etag", "name", b"name", "request_id", b"request_id", "tag", b"tag", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
+    _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___UntagRevisionRequest: _TypeAlias = UntagRevisionRequest  # noqa: Y015
+
+@_typing.final
+class DiffOrderingsRequest(_message.Message):
+    """Request of DiffOrderings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    before: _builtins.str
+    """Before: `orderings/{ordering}` or `orderings/{ordering}@{revision}`."""
+    after: _builtins.str
+    """After: the same form."""
+    def __init__(
+        self,
+        *,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffOrderingsRequest: _TypeAlias = DiffOrderingsRequest  # noqa: Y015
+
+@_typing.final
+class DiffOrderingsResponse(_message.Message):
+    """Response of DiffOrderings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SAME_FILE_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """The same for people, a few lines: runs of like changes are told as one."""
+    same_file: _builtins.bool
+    """True if the files are equal byte for byte."""
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[_ordering_pb2.Difference]:
+        """Field by field, in document order; empty if the documents say the same."""
+
+    def __init__(
+        self,
+        *,
+        differences: _abc.Iterable[_ordering_pb2.Difference] | None = ...,
+        text: _builtins.str = ...,
+        same_file: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["differences", b"differences", "same_file", b"same_file", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiffOrderingsResponse: _TypeAlias = DiffOrderingsResponse  # noqa: Y015
+
+@_typing.final
+class WatchOrderingsRequest(_message.Message):
+    """Request of WatchOrderings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    after_sequence: _builtins.int
+    """Send the changes after this sequence: 0 for all since the database was made. Not set: those after now."""
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only changes of these orderings; empty: of all."""
+
+    def __init__(
+        self,
+        *,
+        after_sequence: _builtins.int | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence", "after_sequence", b"after_sequence", "names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after_sequence: _TypeAlias = _typing.Literal["after_sequence"]  # noqa: Y015
+    _WhichOneofArgType__after_sequence: _TypeAlias = _typing.Literal["_after_sequence", b"_after_sequence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_sequence) -> _WhichOneofReturnType__after_sequence | None: ...
+
+Global___WatchOrderingsRequest: _TypeAlias = WatchOrderingsRequest  # noqa: Y015
+
+@_typing.final
+class WatchOrderingsResponse(_message.Message):
+    """Response of WatchOrderings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Resume after this: everything up to here was sent or was not asked for."""
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[_ordering_pb2.OrderingChange]:
+        """In the order in which they were written; empty now and then, as a sign of life, and in the first message."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[_ordering_pb2.OrderingChange] | None = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchOrderingsResponse: _TypeAlias = WatchOrderingsResponse  # noqa: Y015
+
+@_typing.final
 class ImportOrderingRequest(_message.Message):
     """Request of ImportOrdering."""
 
@@ -363,6 +740,9 @@ class ImportOrderingRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     ADAPTER_MODEL_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     ordering_id: _builtins.str
     """The last part of the name."""
     json: _builtins.bytes
@@ -377,6 +757,14 @@ class ImportOrderingRequest(_message.Message):
     """Metadata beside the file, as in Ordering."""
     description: _builtins.str
     """Metadata beside the file, as in Ordering."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
+    @_builtins.property
+    def labels(self) -> _ordering_pb2.Labels:
+        """Metadata beside the file, as in Ordering."""
+
     def __init__(
         self,
         *,
@@ -387,14 +775,26 @@ class ImportOrderingRequest(_message.Message):
         kind: _ordering_pb2.AdapterKind.ValueType = ...,
         adapter_model_id: _builtins.str = ...,
         description: _builtins.str = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+        labels: _ordering_pb2.Labels | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "etag", b"etag"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_labels", b"_labels", "_request_id", b"_request_id", "etag", b"etag", "labels", b"labels", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "adapter_model_id", b"adapter_model_id", "allow_existing", b"allow_existing", "description", b"description", "etag", b"etag", "json", b"json", "kind", b"kind", "ordering_id", b"ordering_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_etag", b"_etag", "_labels", b"_labels", "_request_id", b"_request_id", "adapter_model_id", b"adapter_model_id", "allow_existing", b"allow_existing", "description", b"description", "etag", b"etag", "json", b"json", "kind", b"kind", "labels", b"labels", "ordering_id", b"ordering_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__etag: _TypeAlias = _typing.Literal["etag"]  # noqa: Y015
     _WhichOneofArgType__etag: _TypeAlias = _typing.Literal["_etag", b"_etag"]  # noqa: Y015
+    _WhichOneofReturnType__labels: _TypeAlias = _typing.Literal["labels"]  # noqa: Y015
+    _WhichOneofArgType__labels: _TypeAlias = _typing.Literal["_labels", b"_labels"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__etag) -> _WhichOneofReturnType__etag | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__labels) -> _WhichOneofReturnType__labels | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___ImportOrderingRequest: _TypeAlias = ImportOrderingRequest  # noqa: Y015
 
@@ -456,8 +856,19 @@ class GenerateOrderingRequest(_message.Message):
     TARGET_MODULES_FIELD_NUMBER: _builtins.int
     ADAPTER_NAMES_FIELD_NUMBER: _builtins.int
     BASE_MODEL_ID_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    EXCLUDE_MODULES_FIELD_NUMBER: _builtins.int
+    LAYERS_TO_TRANSFORM_FIELD_NUMBER: _builtins.int
+    LAYERS_PATTERN_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     base_model_id: _builtins.str
     """Written to `base_model_id`; without it the id or path that names the model."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
     @_builtins.property
     def model(self) -> _ordering_pb2.ModelReference:
         """The model whose modules are counted."""
@@ -470,6 +881,26 @@ class GenerateOrderingRequest(_message.Message):
     def adapter_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Written to `order`."""
 
+    @_builtins.property
+    def targets(self) -> _ordering_pb2.ModuleSelection:
+        """The modules that carry adapters, in any of PEFT's forms; instead of target_modules."""
+
+    @_builtins.property
+    def exclude_modules(self) -> _ordering_pb2.ModuleSelection:
+        """Modules to leave out, a list or a pattern."""
+
+    @_builtins.property
+    def layers_to_transform(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only these decoder layers; empty: all."""
+
+    @_builtins.property
+    def layers_pattern(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the module list that holds the decoder layers, for layers_to_transform; empty: `layers` and what PEFT knows."""
+
+    @_builtins.property
+    def destination(self) -> _ordering_pb2.Destination:
+        """Where to store the document; not set: it is not stored."""
+
     def __init__(
         self,
         *,
@@ -477,14 +908,26 @@ class GenerateOrderingRequest(_message.Message):
         target_modules: _abc.Iterable[_builtins.str] | None = ...,
         adapter_names: _abc.Iterable[_builtins.str] | None = ...,
         base_model_id: _builtins.str | None = ...,
+        targets: _ordering_pb2.ModuleSelection | None = ...,
+        exclude_modules: _ordering_pb2.ModuleSelection | None = ...,
+        layers_to_transform: _abc.Iterable[_builtins.int] | None = ...,
+        layers_pattern: _abc.Iterable[_builtins.str] | None = ...,
+        destination: _ordering_pb2.Destination | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_model_id", b"_base_model_id", "base_model_id", b"base_model_id", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_model_id", b"_base_model_id", "_request_id", b"_request_id", "base_model_id", b"base_model_id", "destination", b"destination", "exclude_modules", b"exclude_modules", "model", b"model", "request_id", b"request_id", "targets", b"targets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_model_id", b"_base_model_id", "adapter_names", b"adapter_names", "base_model_id", b"base_model_id", "model", b"model", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_model_id", b"_base_model_id", "_request_id", b"_request_id", "adapter_names", b"adapter_names", "base_model_id", b"base_model_id", "destination", b"destination", "exclude_modules", b"exclude_modules", "layers_pattern", b"layers_pattern", "layers_to_transform", b"layers_to_transform", "model", b"model", "request_id", b"request_id", "target_modules", b"target_modules", "targets", b"targets", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__base_model_id: _TypeAlias = _typing.Literal["base_model_id"]  # noqa: Y015
     _WhichOneofArgType__base_model_id: _TypeAlias = _typing.Literal["_base_model_id", b"_base_model_id"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__base_model_id) -> _WhichOneofReturnType__base_model_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
 
 Global___GenerateOrderingRequest: _TypeAlias = GenerateOrderingRequest  # noqa: Y015
 
@@ -498,6 +941,7 @@ class GenerateOrderingResponse(_message.Message):
     JSON_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
+    ORDERING_FIELD_NUMBER: _builtins.int
     json: _builtins.bytes
     """The same as a file: UTF-8 JSON, ready to import."""
     architecture: _builtins.str
@@ -508,6 +952,10 @@ class GenerateOrderingResponse(_message.Message):
     def document(self) -> _ordering_pb2.OrderingDocument:
         """The document."""
 
+    @_builtins.property
+    def ordering(self) -> _ordering_pb2.Ordering:
+        """What was stored, if a destination was given."""
+
     def __init__(
         self,
         *,
@@ -515,14 +963,110 @@ class GenerateOrderingResponse(_message.Message):
         json: _builtins.bytes = ...,
         architecture: _builtins.str = ...,
         config_digest: _builtins.str = ...,
+        ordering: _ordering_pb2.Ordering | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "ordering", b"ordering"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "config_digest", b"config_digest", "document", b"document", "json", b"json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "config_digest", b"config_digest", "document", b"document", "json", b"json", "ordering", b"ordering"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateOrderingResponse: _TypeAlias = GenerateOrderingResponse  # noqa: Y015
+
+@_typing.final
+class DeriveOrderingRequest(_message.Message):
+    """Request of DeriveOrdering."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADAPTER_NAMES_FIELD_NUMBER: _builtins.int
+    ADD_PRELOAD_ADAPTERS_FIELD_NUMBER: _builtins.int
+    REMOVE_PRELOAD_ADAPTERS_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """What to start from: `orderings/{ordering}` or `orderings/{ordering}@{revision}`."""
+    request_id: _builtins.str
+    """Makes the write happen once, however often it is sent: a UUID."""
+    validate_only: _builtins.bool
+    """Answer as if, and write nothing."""
+    @_builtins.property
+    def adapter_names(self) -> _ordering_pb2.AdapterNames:
+        """Replaces `order`. Not set: it stays."""
+
+    @_builtins.property
+    def add_preload_adapters(self) -> _containers.RepeatedCompositeFieldContainer[_ordering_pb2.PreloadAdapter]:
+        """Added to `preload_adapters`, at its end."""
+
+    @_builtins.property
+    def remove_preload_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names taken away from `preload_adapters`."""
+
+    @_builtins.property
+    def destination(self) -> _ordering_pb2.Destination:
+        """Where to store the document; not set: it is not stored."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        adapter_names: _ordering_pb2.AdapterNames | None = ...,
+        add_preload_adapters: _abc.Iterable[_ordering_pb2.PreloadAdapter] | None = ...,
+        remove_preload_adapters: _abc.Iterable[_builtins.str] | None = ...,
+        destination: _ordering_pb2.Destination | None = ...,
+        request_id: _builtins.str | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_names", b"_adapter_names", "_request_id", b"_request_id", "adapter_names", b"adapter_names", "destination", b"destination", "request_id", b"request_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_names", b"_adapter_names", "_request_id", b"_request_id", "adapter_names", b"adapter_names", "add_preload_adapters", b"add_preload_adapters", "destination", b"destination", "name", b"name", "remove_preload_adapters", b"remove_preload_adapters", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adapter_names: _TypeAlias = _typing.Literal["adapter_names"]  # noqa: Y015
+    _WhichOneofArgType__adapter_names: _TypeAlias = _typing.Literal["_adapter_names", b"_adapter_names"]  # noqa: Y015
+    _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
+    _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter_names) -> _WhichOneofReturnType__adapter_names | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__request_id) -> _WhichOneofReturnType__request_id | None: ...
+
+Global___DeriveOrderingRequest: _TypeAlias = DeriveOrderingRequest  # noqa: Y015
+
+@_typing.final
+class DeriveOrderingResponse(_message.Message):
+    """Response of DeriveOrdering."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    ORDERING_FIELD_NUMBER: _builtins.int
+    json: _builtins.bytes
+    """The same as a file: UTF-8 JSON, ready to import."""
+    @_builtins.property
+    def document(self) -> _ordering_pb2.OrderingDocument:
+        """The document."""
+
+    @_builtins.property
+    def ordering(self) -> _ordering_pb2.Ordering:
+        """What was stored, if a destination was given."""
+
+    def __init__(
+        self,
+        *,
+        document: _ordering_pb2.OrderingDocument | None = ...,
+        json: _builtins.bytes = ...,
+        ordering: _ordering_pb2.Ordering | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "ordering", b"ordering"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "json", b"json", "ordering", b"ordering"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeriveOrderingResponse: _TypeAlias = DeriveOrderingResponse  # noqa: Y015
 
 @_typing.final
 class ValidateOrderingRequest(_message.Message):

@@ -31,8 +31,15 @@ class OrderingServiceStub:
 
     Every error carries a google.rpc.ErrorInfo with a stable reason; INVALID_ARGUMENT also a google.rpc.BadRequest with one
     violation for each problem. Any method may end with UNAVAILABLE (the service is draining, or the database is busy:
-    retry) and INTERNAL (a fault of the service, with an id that its log explains). A successful write is on disk, and every
-    later read sees it.
+    retry), RESOURCE_EXHAUSTED (the disk is full) and INTERNAL (a fault of the service, with an id that its log explains). A
+    successful write is on disk, and every later read sees it.
+
+    Every write takes three things. An etag guards it: if another change came first, it is ABORTED with the current etag. A
+    request_id makes it safe to retry: within 24 hours the same id with the same request returns the first answer and
+    changes nothing, with another request it is INVALID_ARGUMENT. And validate_only answers as the write would, and writes
+    nothing.
+
+    A revision is named by its number, by at least six of the first digits of its id, or by a tag, in this order.
     """
 
     def __init__(self, channel):
@@ -71,6 +78,41 @@ class OrderingServiceStub:
                 request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeleteOrderingRequest.SerializeToString,
                 response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeleteOrderingResponse.FromString,
                 _registered_method=True)
+        self.UndeleteOrdering = channel.unary_unary(
+                '/loramux.ordering.v1.OrderingService/UndeleteOrdering',
+                request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.UndeleteOrderingRequest.SerializeToString,
+                response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.FromString,
+                _registered_method=True)
+        self.PurgeOrdering = channel.unary_unary(
+                '/loramux.ordering.v1.OrderingService/PurgeOrdering',
+                request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.PurgeOrderingRequest.SerializeToString,
+                response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.PurgeOrderingResponse.FromString,
+                _registered_method=True)
+        self.RollbackOrdering = channel.unary_unary(
+                '/loramux.ordering.v1.OrderingService/RollbackOrdering',
+                request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.RollbackOrderingRequest.SerializeToString,
+                response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.FromString,
+                _registered_method=True)
+        self.TagRevision = channel.unary_unary(
+                '/loramux.ordering.v1.OrderingService/TagRevision',
+                request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.TagRevisionRequest.SerializeToString,
+                response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.FromString,
+                _registered_method=True)
+        self.UntagRevision = channel.unary_unary(
+                '/loramux.ordering.v1.OrderingService/UntagRevision',
+                request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.UntagRevisionRequest.SerializeToString,
+                response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.FromString,
+                _registered_method=True)
+        self.DiffOrderings = channel.unary_unary(
+                '/loramux.ordering.v1.OrderingService/DiffOrderings',
+                request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DiffOrderingsRequest.SerializeToString,
+                response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DiffOrderingsResponse.FromString,
+                _registered_method=True)
+        self.WatchOrderings = channel.unary_stream(
+                '/loramux.ordering.v1.OrderingService/WatchOrderings',
+                request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.WatchOrderingsRequest.SerializeToString,
+                response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.WatchOrderingsResponse.FromString,
+                _registered_method=True)
         self.ImportOrdering = channel.unary_unary(
                 '/loramux.ordering.v1.OrderingService/ImportOrdering',
                 request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.ImportOrderingRequest.SerializeToString,
@@ -86,6 +128,11 @@ class OrderingServiceStub:
                 request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.GenerateOrderingRequest.SerializeToString,
                 response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.GenerateOrderingResponse.FromString,
                 _registered_method=True)
+        self.DeriveOrdering = channel.unary_unary(
+                '/loramux.ordering.v1.OrderingService/DeriveOrdering',
+                request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeriveOrderingRequest.SerializeToString,
+                response_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeriveOrderingResponse.FromString,
+                _registered_method=True)
         self.ValidateOrdering = channel.unary_unary(
                 '/loramux.ordering.v1.OrderingService/ValidateOrdering',
                 request_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.ValidateOrderingRequest.SerializeToString,
@@ -98,30 +145,39 @@ class OrderingServiceServicer:
 
     Every error carries a google.rpc.ErrorInfo with a stable reason; INVALID_ARGUMENT also a google.rpc.BadRequest with one
     violation for each problem. Any method may end with UNAVAILABLE (the service is draining, or the database is busy:
-    retry) and INTERNAL (a fault of the service, with an id that its log explains). A successful write is on disk, and every
-    later read sees it.
+    retry), RESOURCE_EXHAUSTED (the disk is full) and INTERNAL (a fault of the service, with an id that its log explains). A
+    successful write is on disk, and every later read sees it.
+
+    Every write takes three things. An etag guards it: if another change came first, it is ABORTED with the current etag. A
+    request_id makes it safe to retry: within 24 hours the same id with the same request returns the first answer and
+    changes nothing, with another request it is INVALID_ARGUMENT. And validate_only answers as the write would, and writes
+    nothing.
+
+    A revision is named by its number, by at least six of the first digits of its id, or by a tag, in this order.
     """
 
     def CreateOrdering(self, request, context):
         """Stores a new ordering as revision 1.
-        INVALID_ARGUMENT if the id or the document is not valid; ALREADY_EXISTS if the id is taken; FAILED_PRECONDITION if the
-        database cannot be written.
+        INVALID_ARGUMENT if the id or the document is not valid; ALREADY_EXISTS if the id is taken, also by a deleted ordering;
+        FAILED_PRECONDITION if the database cannot be written.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetOrdering(self, request, context):
-        """Returns an ordering: the newest revision, or the one asked for.
-        NOT_FOUND if there is no such ordering or revision; INVALID_ARGUMENT if the name is malformed.
+        """Returns an ordering: the newest revision, or the one asked for. A deleted ordering is returned with its delete_time if
+        show_deleted is set.
+        NOT_FOUND if there is no such ordering, revision or tag; INVALID_ARGUMENT if the name is malformed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListOrderings(self, request, context):
-        """Lists the newest revision of every ordering by name, a page at a time.
-        INVALID_ARGUMENT for a negative page size or a page token that this service did not make for these arguments.
+        """Lists the newest revision of every ordering, a page at a time.
+        INVALID_ARGUMENT for a negative page size, a malformed filter or order, or a page token that this service did not make
+        for these arguments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,9 +201,68 @@ class OrderingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteOrdering(self, request, context):
-        """Deletes an ordering; its revisions stay in the database, and its id stays taken.
+        """Deletes an ordering; its revisions stay in the database, and its id stays taken, until it is purged.
         ABORTED with the current etag if the given one is stale; NOT_FOUND if there is no such ordering; FAILED_PRECONDITION
         if the database cannot be written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteOrdering(self, request, context):
+        """Brings a deleted ordering back as it was.
+        NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it is not deleted; ABORTED if a given etag is stale.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PurgeOrdering(self, request, context):
+        """Removes a deleted ordering for good, with all its revisions and tags; its id is free again.
+        NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it is not deleted; ABORTED if a given etag is stale.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackOrdering(self, request, context):
+        """Makes the document of an earlier revision the newest one: a new revision with the same bytes.
+        NOT_FOUND if there is no such ordering or revision; ABORTED if a given etag is stale.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagRevision(self, request, context):
+        """Points a tag at a revision, from wherever it pointed before.
+        NOT_FOUND if there is no such ordering or revision; INVALID_ARGUMENT if the tag could be taken for a revision's number or
+        id; ABORTED if a given etag is stale; FAILED_PRECONDITION if the ordering has 64 tags already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UntagRevision(self, request, context):
+        """Takes a tag away.
+        NOT_FOUND if there is no such ordering or tag; ABORTED if a given etag is stale.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DiffOrderings(self, request, context):
+        """Compares two revisions, of one ordering or of two.
+        NOT_FOUND and INVALID_ARGUMENT as for GetOrdering.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchOrderings(self, request, context):
+        """Streams changes of orderings as they are written, from a resume point on, without gaps or repeats, also across a restart
+        of the service. A message without changes says that there were none for a while.
+        INVALID_ARGUMENT for a negative or a future resume point; UNAVAILABLE when the service drains: call again with the last
+        sequence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,9 +286,20 @@ class OrderingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateOrdering(self, request, context):
-        """Makes `layers` from a model's config and target modules, in the order in which PEFT visits the modules. Stores nothing.
+        """Makes `layers` from a model's config and target modules, in the order in which PEFT visits the modules, and stores the
+        result if a destination is given.
         INVALID_ARGUMENT if the architecture is unknown or a target module matches nothing; NOT_FOUND if the model is not there;
-        PERMISSION_DENIED if the path is outside the allowed roots; UNAVAILABLE if the hub cannot be reached.
+        PERMISSION_DENIED if the path is outside the allowed roots; UNAVAILABLE if the hub cannot be reached; for a destination
+        as ImportOrdering.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeriveOrdering(self, request, context):
+        """Makes a document from a stored one: with other adapter names, with more or fewer preload adapters; and stores the result
+        if a destination is given.
+        NOT_FOUND and INVALID_ARGUMENT as for GetOrdering; for a destination as ImportOrdering.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -220,6 +346,41 @@ def add_OrderingServiceServicer_to_server(servicer, server):
                     request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeleteOrderingRequest.FromString,
                     response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeleteOrderingResponse.SerializeToString,
             ),
+            'UndeleteOrdering': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteOrdering,
+                    request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.UndeleteOrderingRequest.FromString,
+                    response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.SerializeToString,
+            ),
+            'PurgeOrdering': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeOrdering,
+                    request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.PurgeOrderingRequest.FromString,
+                    response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.PurgeOrderingResponse.SerializeToString,
+            ),
+            'RollbackOrdering': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackOrdering,
+                    request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.RollbackOrderingRequest.FromString,
+                    response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.SerializeToString,
+            ),
+            'TagRevision': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagRevision,
+                    request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.TagRevisionRequest.FromString,
+                    response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.SerializeToString,
+            ),
+            'UntagRevision': grpc.unary_unary_rpc_method_handler(
+                    servicer.UntagRevision,
+                    request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.UntagRevisionRequest.FromString,
+                    response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.SerializeToString,
+            ),
+            'DiffOrderings': grpc.unary_unary_rpc_method_handler(
+                    servicer.DiffOrderings,
+                    request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DiffOrderingsRequest.FromString,
+                    response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DiffOrderingsResponse.SerializeToString,
+            ),
+            'WatchOrderings': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchOrderings,
+                    request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.WatchOrderingsRequest.FromString,
+                    response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.WatchOrderingsResponse.SerializeToString,
+            ),
             'ImportOrdering': grpc.unary_unary_rpc_method_handler(
                     servicer.ImportOrdering,
                     request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.ImportOrderingRequest.FromString,
@@ -234,6 +395,11 @@ def add_OrderingServiceServicer_to_server(servicer, server):
                     servicer.GenerateOrdering,
                     request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.GenerateOrderingRequest.FromString,
                     response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.GenerateOrderingResponse.SerializeToString,
+            ),
+            'DeriveOrdering': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeriveOrdering,
+                    request_deserializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeriveOrderingRequest.FromString,
+                    response_serializer=loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeriveOrderingResponse.SerializeToString,
             ),
             'ValidateOrdering': grpc.unary_unary_rpc_method_handler(
                     servicer.ValidateOrdering,
@@ -253,8 +419,15 @@ class OrderingService:
 
     Every error carries a google.rpc.ErrorInfo with a stable reason; INVALID_ARGUMENT also a google.rpc.BadRequest with one
     violation for each problem. Any method may end with UNAVAILABLE (the service is draining, or the database is busy:
-    retry) and INTERNAL (a fault of the service, with an id that its log explains). A successful write is on disk, and every
-    later read sees it.
+    retry), RESOURCE_EXHAUSTED (the disk is full) and INTERNAL (a fault of the service, with an id that its log explains). A
+    successful write is on disk, and every later read sees it.
+
+    Every write takes three things. An etag guards it: if another change came first, it is ABORTED with the current etag. A
+    request_id makes it safe to retry: within 24 hours the same id with the same request returns the first answer and
+    changes nothing, with another request it is INVALID_ARGUMENT. And validate_only answers as the write would, and writes
+    nothing.
+
+    A revision is named by its number, by at least six of the first digits of its id, or by a tag, in this order.
     """
 
     @staticmethod
@@ -420,6 +593,195 @@ class OrderingService:
             _registered_method=True)
 
     @staticmethod
+    def UndeleteOrdering(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.ordering.v1.OrderingService/UndeleteOrdering',
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.UndeleteOrderingRequest.SerializeToString,
+            loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeOrdering(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.ordering.v1.OrderingService/PurgeOrdering',
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.PurgeOrderingRequest.SerializeToString,
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.PurgeOrderingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackOrdering(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.ordering.v1.OrderingService/RollbackOrdering',
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.RollbackOrderingRequest.SerializeToString,
+            loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagRevision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.ordering.v1.OrderingService/TagRevision',
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.TagRevisionRequest.SerializeToString,
+            loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UntagRevision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.ordering.v1.OrderingService/UntagRevision',
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.UntagRevisionRequest.SerializeToString,
+            loramux_dot_ordering_dot_v1_dot_ordering__pb2.Ordering.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffOrderings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.ordering.v1.OrderingService/DiffOrderings',
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DiffOrderingsRequest.SerializeToString,
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DiffOrderingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchOrderings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loramux.ordering.v1.OrderingService/WatchOrderings',
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.WatchOrderingsRequest.SerializeToString,
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.WatchOrderingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ImportOrdering(request,
             target,
             options=(),
@@ -490,6 +852,33 @@ class OrderingService:
             '/loramux.ordering.v1.OrderingService/GenerateOrdering',
             loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.GenerateOrderingRequest.SerializeToString,
             loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.GenerateOrderingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeriveOrdering(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.ordering.v1.OrderingService/DeriveOrdering',
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeriveOrderingRequest.SerializeToString,
+            loramux_dot_ordering_dot_v1_dot_ordering__service__pb2.DeriveOrderingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,8 +32,15 @@ class OrderingServiceStub:
 
     Every error carries a google.rpc.ErrorInfo with a stable reason; INVALID_ARGUMENT also a google.rpc.BadRequest with one
     violation for each problem. Any method may end with UNAVAILABLE (the service is draining, or the database is busy:
-    retry) and INTERNAL (a fault of the service, with an id that its log explains). A successful write is on disk, and every
-    later read sees it.
+    retry), RESOURCE_EXHAUSTED (the disk is full) and INTERNAL (a fault of the service, with an id that its log explains). A
+    successful write is on disk, and every later read sees it.
+
+    Every write takes three things. An etag guards it: if another change came first, it is ABORTED with the current etag. A
+    request_id makes it safe to retry: within 24 hours the same id with the same request returns the first answer and
+    changes nothing, with another request it is INVALID_ARGUMENT. And validate_only answers as the write would, and writes
+    nothing.
+
+    A revision is named by its number, by at least six of the first digits of its id, or by a tag, in this order.
     """
 
     @_typing.overload
@@ -42,16 +49,18 @@ class OrderingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> OrderingServiceAsyncStub: ...
     CreateOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.CreateOrderingRequest, _ordering_pb2.Ordering]
     """Stores a new ordering as revision 1.
-    INVALID_ARGUMENT if the id or the document is not valid; ALREADY_EXISTS if the id is taken; FAILED_PRECONDITION if the
-    database cannot be written.
+    INVALID_ARGUMENT if the id or the document is not valid; ALREADY_EXISTS if the id is taken, also by a deleted ordering;
+    FAILED_PRECONDITION if the database cannot be written.
     """
     GetOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.GetOrderingRequest, _ordering_pb2.Ordering]
-    """Returns an ordering: the newest revision, or the one asked for.
-    NOT_FOUND if there is no such ordering or revision; INVALID_ARGUMENT if the name is malformed.
+    """Returns an ordering: the newest revision, or the one asked for. A deleted ordering is returned with its delete_time if
+    show_deleted is set.
+    NOT_FOUND if there is no such ordering, revision or tag; INVALID_ARGUMENT if the name is malformed.
     """
     ListOrderings: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.ListOrderingsRequest, _ordering_service_pb2.ListOrderingsResponse]
-    """Lists the newest revision of every ordering by name, a page at a time.
-    INVALID_ARGUMENT for a negative page size or a page token that this service did not make for these arguments.
+    """Lists the newest revision of every ordering, a page at a time.
+    INVALID_ARGUMENT for a negative page size, a malformed filter or order, or a page token that this service did not make
+    for these arguments.
     """
     ListOrderingRevisions: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.ListOrderingRevisionsRequest, _ordering_service_pb2.ListOrderingRevisionsResponse]
     """Lists the revisions of an ordering, newest first, a page at a time.
@@ -63,9 +72,40 @@ class OrderingServiceStub:
     result is not valid; FAILED_PRECONDITION if the database cannot be written.
     """
     DeleteOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.DeleteOrderingRequest, _ordering_service_pb2.DeleteOrderingResponse]
-    """Deletes an ordering; its revisions stay in the database, and its id stays taken.
+    """Deletes an ordering; its revisions stay in the database, and its id stays taken, until it is purged.
     ABORTED with the current etag if the given one is stale; NOT_FOUND if there is no such ordering; FAILED_PRECONDITION
     if the database cannot be written.
+    """
+    UndeleteOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.UndeleteOrderingRequest, _ordering_pb2.Ordering]
+    """Brings a deleted ordering back as it was.
+    NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it is not deleted; ABORTED if a given etag is stale.
+    """
+    PurgeOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.PurgeOrderingRequest, _ordering_service_pb2.PurgeOrderingResponse]
+    """Removes a deleted ordering for good, with all its revisions and tags; its id is free again.
+    NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it is not deleted; ABORTED if a given etag is stale.
+    """
+    RollbackOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.RollbackOrderingRequest, _ordering_pb2.Ordering]
+    """Makes the document of an earlier revision the newest one: a new revision with the same bytes.
+    NOT_FOUND if there is no such ordering or revision; ABORTED if a given etag is stale.
+    """
+    TagRevision: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.TagRevisionRequest, _ordering_pb2.Ordering]
+    """Points a tag at a revision, from wherever it pointed before.
+    NOT_FOUND if there is no such ordering or revision; INVALID_ARGUMENT if the tag could be taken for a revision's number or
+    id; ABORTED if a given etag is stale; FAILED_PRECONDITION if the ordering has 64 tags already.
+    """
+    UntagRevision: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.UntagRevisionRequest, _ordering_pb2.Ordering]
+    """Takes a tag away.
+    NOT_FOUND if there is no such ordering or tag; ABORTED if a given etag is stale.
+    """
+    DiffOrderings: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.DiffOrderingsRequest, _ordering_service_pb2.DiffOrderingsResponse]
+    """Compares two revisions, of one ordering or of two.
+    NOT_FOUND and INVALID_ARGUMENT as for GetOrdering.
+    """
+    WatchOrderings: _grpc.UnaryStreamMultiCallable[_ordering_service_pb2.WatchOrderingsRequest, _ordering_service_pb2.WatchOrderingsResponse]
+    """Streams changes of orderings as they are written, from a resume point on, without gaps or repeats, also across a restart
+    of the service. A message without changes says that there were none for a while.
+    INVALID_ARGUMENT for a negative or a future resume point; UNAVAILABLE when the service drains: call again with the last
+    sequence.
     """
     ImportOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.ImportOrderingRequest, _ordering_pb2.Ordering]
     """Stores an ordering file unchanged, as a new ordering or as the next revision of one that exists.
@@ -77,9 +117,16 @@ class OrderingServiceStub:
     NOT_FOUND and INVALID_ARGUMENT as for GetOrdering.
     """
     GenerateOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.GenerateOrderingRequest, _ordering_service_pb2.GenerateOrderingResponse]
-    """Makes `layers` from a model's config and target modules, in the order in which PEFT visits the modules. Stores nothing.
+    """Makes `layers` from a model's config and target modules, in the order in which PEFT visits the modules, and stores the
+    result if a destination is given.
     INVALID_ARGUMENT if the architecture is unknown or a target module matches nothing; NOT_FOUND if the model is not there;
-    PERMISSION_DENIED if the path is outside the allowed roots; UNAVAILABLE if the hub cannot be reached.
+    PERMISSION_DENIED if the path is outside the allowed roots; UNAVAILABLE if the hub cannot be reached; for a destination
+    as ImportOrdering.
+    """
+    DeriveOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.DeriveOrderingRequest, _ordering_service_pb2.DeriveOrderingResponse]
+    """Makes a document from a stored one: with other adapter names, with more or fewer preload adapters; and stores the result
+    if a destination is given.
+    NOT_FOUND and INVALID_ARGUMENT as for GetOrdering; for a destination as ImportOrdering.
     """
     ValidateOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.ValidateOrderingRequest, _ordering_service_pb2.ValidateOrderingResponse]
     """Judges a document and returns every problem at once; a document with problems is not an error of this method.
@@ -92,23 +139,32 @@ class OrderingServiceAsyncStub(OrderingServiceStub):
 
     Every error carries a google.rpc.ErrorInfo with a stable reason; INVALID_ARGUMENT also a google.rpc.BadRequest with one
     violation for each problem. Any method may end with UNAVAILABLE (the service is draining, or the database is busy:
-    retry) and INTERNAL (a fault of the service, with an id that its log explains). A successful write is on disk, and every
-    later read sees it.
+    retry), RESOURCE_EXHAUSTED (the disk is full) and INTERNAL (a fault of the service, with an id that its log explains). A
+    successful write is on disk, and every later read sees it.
+
+    Every write takes three things. An etag guards it: if another change came first, it is ABORTED with the current etag. A
+    request_id makes it safe to retry: within 24 hours the same id with the same request returns the first answer and
+    changes nothing, with another request it is INVALID_ARGUMENT. And validate_only answers as the write would, and writes
+    nothing.
+
+    A revision is named by its number, by at least six of the first digits of its id, or by a tag, in this order.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.CreateOrderingRequest, _ordering_pb2.Ordering]  # type: ignore[assignment]
     """Stores a new ordering as revision 1.
-    INVALID_ARGUMENT if the id or the document is not valid; ALREADY_EXISTS if the id is taken; FAILED_PRECONDITION if the
-    database cannot be written.
+    INVALID_ARGUMENT if the id or the document is not valid; ALREADY_EXISTS if the id is taken, also by a deleted ordering;
+    FAILED_PRECONDITION if the database cannot be written.
     """
     GetOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.GetOrderingRequest, _ordering_pb2.Ordering]  # type: ignore[assignment]
-    """Returns an ordering: the newest revision, or the one asked for.
-    NOT_FOUND if there is no such ordering or revision; INVALID_ARGUMENT if the name is malformed.
+    """Returns an ordering: the newest revision, or the one asked for. A deleted ordering is returned with its delete_time if
+    show_deleted is set.
+    NOT_FOUND if there is no such ordering, revision or tag; INVALID_ARGUMENT if the name is malformed.
     """
     ListOrderings: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.ListOrderingsRequest, _ordering_service_pb2.ListOrderingsResponse]  # type: ignore[assignment]
-    """Lists the newest revision of every ordering by name, a page at a time.
-    INVALID_ARGUMENT for a negative page size or a page token that this service did not make for these arguments.
+    """Lists the newest revision of every ordering, a page at a time.
+    INVALID_ARGUMENT for a negative page size, a malformed filter or order, or a page token that this service did not make
+    for these arguments.
     """
     ListOrderingRevisions: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.ListOrderingRevisionsRequest, _ordering_service_pb2.ListOrderingRevisionsResponse]  # type: ignore[assignment]
     """Lists the revisions of an ordering, newest first, a page at a time.
@@ -120,9 +176,40 @@ class OrderingServiceAsyncStub(OrderingServiceStub):
     result is not valid; FAILED_PRECONDITION if the database cannot be written.
     """
     DeleteOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.DeleteOrderingRequest, _ordering_service_pb2.DeleteOrderingResponse]  # type: ignore[assignment]
-    """Deletes an ordering; its revisions stay in the database, and its id stays taken.
+    """Deletes an ordering; its revisions stay in the database, and its id stays taken, until it is purged.
     ABORTED with the current etag if the given one is stale; NOT_FOUND if there is no such ordering; FAILED_PRECONDITION
     if the database cannot be written.
+    """
+    UndeleteOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.UndeleteOrderingRequest, _ordering_pb2.Ordering]  # type: ignore[assignment]
+    """Brings a deleted ordering back as it was.
+    NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it is not deleted; ABORTED if a given etag is stale.
+    """
+    PurgeOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.PurgeOrderingRequest, _ordering_service_pb2.PurgeOrderingResponse]  # type: ignore[assignment]
+    """Removes a deleted ordering for good, with all its revisions and tags; its id is free again.
+    NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it is not deleted; ABORTED if a given etag is stale.
+    """
+    RollbackOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.RollbackOrderingRequest, _ordering_pb2.Ordering]  # type: ignore[assignment]
+    """Makes the document of an earlier revision the newest one: a new revision with the same bytes.
+    NOT_FOUND if there is no such ordering or revision; ABORTED if a given etag is stale.
+    """
+    TagRevision: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.TagRevisionRequest, _ordering_pb2.Ordering]  # type: ignore[assignment]
+    """Points a tag at a revision, from wherever it pointed before.
+    NOT_FOUND if there is no such ordering or revision; INVALID_ARGUMENT if the tag could be taken for a revision's number or
+    id; ABORTED if a given etag is stale; FAILED_PRECONDITION if the ordering has 64 tags already.
+    """
+    UntagRevision: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.UntagRevisionRequest, _ordering_pb2.Ordering]  # type: ignore[assignment]
+    """Takes a tag away.
+    NOT_FOUND if there is no such ordering or tag; ABORTED if a given etag is stale.
+    """
+    DiffOrderings: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.DiffOrderingsRequest, _ordering_service_pb2.DiffOrderingsResponse]  # type: ignore[assignment]
+    """Compares two revisions, of one ordering or of two.
+    NOT_FOUND and INVALID_ARGUMENT as for GetOrdering.
+    """
+    WatchOrderings: _aio.UnaryStreamMultiCallable[_ordering_service_pb2.WatchOrderingsRequest, _ordering_service_pb2.WatchOrderingsResponse]  # type: ignore[assignment]
+    """Streams changes of orderings as they are written, from a resume point on, without gaps or repeats, also across a restart
+    of the service. A message without changes says that there were none for a while.
+    INVALID_ARGUMENT for a negative or a future resume point; UNAVAILABLE when the service drains: call again with the last
+    sequence.
     """
     ImportOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.ImportOrderingRequest, _ordering_pb2.Ordering]  # type: ignore[assignment]
     """Stores an ordering file unchanged, as a new ordering or as the next revision of one that exists.
@@ -134,9 +221,16 @@ class OrderingServiceAsyncStub(OrderingServiceStub):
     NOT_FOUND and INVALID_ARGUMENT as for GetOrdering.
     """
     GenerateOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.GenerateOrderingRequest, _ordering_service_pb2.GenerateOrderingResponse]  # type: ignore[assignment]
-    """Makes `layers` from a model's config and target modules, in the order in which PEFT visits the modules. Stores nothing.
+    """Makes `layers` from a model's config and target modules, in the order in which PEFT visits the modules, and stores the
+    result if a destination is given.
     INVALID_ARGUMENT if the architecture is unknown or a target module matches nothing; NOT_FOUND if the model is not there;
-    PERMISSION_DENIED if the path is outside the allowed roots; UNAVAILABLE if the hub cannot be reached.
+    PERMISSION_DENIED if the path is outside the allowed roots; UNAVAILABLE if the hub cannot be reached; for a destination
+    as ImportOrdering.
+    """
+    DeriveOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.DeriveOrderingRequest, _ordering_service_pb2.DeriveOrderingResponse]  # type: ignore[assignment]
+    """Makes a document from a stored one: with other adapter names, with more or fewer preload adapters; and stores the result
+    if a destination is given.
+    NOT_FOUND and INVALID_ARGUMENT as for GetOrdering; for a destination as ImportOrdering.
     """
     ValidateOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.ValidateOrderingRequest, _ordering_service_pb2.ValidateOrderingResponse]  # type: ignore[assignment]
     """Judges a document and returns every problem at once; a document with problems is not an error of this method.
@@ -148,8 +242,15 @@ class OrderingServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries a google.rpc.ErrorInfo with a stable reason; INVALID_ARGUMENT also a google.rpc.BadRequest with one
     violation for each problem. Any method may end with UNAVAILABLE (the service is draining, or the database is busy:
-    retry) and INTERNAL (a fault of the service, with an id that its log explains). A successful write is on disk, and every
-    later read sees it.
+    retry), RESOURCE_EXHAUSTED (the disk is full) and INTERNAL (a fault of the service, with an id that its log explains). A
+    successful write is on disk, and every later read sees it.
+
+    Every write takes three things. An etag guards it: if another change came first, it is ABORTED with the current etag. A
+    request_id makes it safe to retry: within 24 hours the same id with the same request returns the first answer and
+    changes nothing, with another request it is INVALID_ARGUMENT. And validate_only answers as the write would, and writes
+    nothing.
+
+    A revision is named by its number, by at least six of the first digits of its id, or by a tag, in this order.
     """
 
     @_abc_1.abstractmethod
@@ -159,8 +260,8 @@ class OrderingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ordering_pb2.Ordering, _abc.Awaitable[_ordering_pb2.Ordering]]:
         """Stores a new ordering as revision 1.
-        INVALID_ARGUMENT if the id or the document is not valid; ALREADY_EXISTS if the id is taken; FAILED_PRECONDITION if the
-        database cannot be written.
+        INVALID_ARGUMENT if the id or the document is not valid; ALREADY_EXISTS if the id is taken, also by a deleted ordering;
+        FAILED_PRECONDITION if the database cannot be written.
         """
 
     @_abc_1.abstractmethod
@@ -169,8 +270,9 @@ class OrderingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ordering_service_pb2.GetOrderingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ordering_pb2.Ordering, _abc.Awaitable[_ordering_pb2.Ordering]]:
-        """Returns an ordering: the newest revision, or the one asked for.
-        NOT_FOUND if there is no such ordering or revision; INVALID_ARGUMENT if the name is malformed.
+        """Returns an ordering: the newest revision, or the one asked for. A deleted ordering is returned with its delete_time if
+        show_deleted is set.
+        NOT_FOUND if there is no such ordering, revision or tag; INVALID_ARGUMENT if the name is malformed.
         """
 
     @_abc_1.abstractmethod
@@ -179,8 +281,9 @@ class OrderingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ordering_service_pb2.ListOrderingsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ordering_service_pb2.ListOrderingsResponse, _abc.Awaitable[_ordering_service_pb2.ListOrderingsResponse]]:
-        """Lists the newest revision of every ordering by name, a page at a time.
-        INVALID_ARGUMENT for a negative page size or a page token that this service did not make for these arguments.
+        """Lists the newest revision of every ordering, a page at a time.
+        INVALID_ARGUMENT for a negative page size, a malformed filter or order, or a page token that this service did not make
+        for these arguments.
         """
 
     @_abc_1.abstractmethod
@@ -210,9 +313,82 @@ class OrderingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ordering_service_pb2.DeleteOrderingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ordering_service_pb2.DeleteOrderingResponse, _abc.Awaitable[_ordering_service_pb2.DeleteOrderingResponse]]:
-        """Deletes an ordering; its revisions stay in the database, and its id stays taken.
+        """Deletes an ordering; its revisions stay in the database, and its id stays taken, until it is purged.
         ABORTED with the current etag if the given one is stale; NOT_FOUND if there is no such ordering; FAILED_PRECONDITION
         if the database cannot be written.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteOrdering(
+        self,
+        request: _ordering_service_pb2.UndeleteOrderingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ordering_pb2.Ordering, _abc.Awaitable[_ordering_pb2.Ordering]]:
+        """Brings a deleted ordering back as it was.
+        NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it is not deleted; ABORTED if a given etag is stale.
+        """
+
+    @_abc_1.abstractmethod
+    def PurgeOrdering(
+        self,
+        request: _ordering_service_pb2.PurgeOrderingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ordering_service_pb2.PurgeOrderingResponse, _abc.Awaitable[_ordering_service_pb2.PurgeOrderingResponse]]:
+        """Removes a deleted ordering for good, with all its revisions and tags; its id is free again.
+        NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it is not deleted; ABORTED if a given etag is stale.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackOrdering(
+        self,
+        request: _ordering_service_pb2.RollbackOrderingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ordering_pb2.Ordering, _abc.Awaitable[_ordering_pb2.Ordering]]:
+        """Makes the document of an earlier revision the newest one: a new revision with the same bytes.
+        NOT_FOUND if there is no such ordering or revision; ABORTED if a given etag is stale.
+        """
+
+    @_abc_1.abstractmethod
+    def TagRevision(
+        self,
+        request: _ordering_service_pb2.TagRevisionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ordering_pb2.Ordering, _abc.Awaitable[_ordering_pb2.Ordering]]:
+        """Points a tag at a revision, from wherever it pointed before.
+        NOT_FOUND if there is no such ordering or revision; INVALID_ARGUMENT if the tag could be taken for a revision's number or
+        id; ABORTED if a given etag is stale; FAILED_PRECONDITION if the ordering has 64 tags already.
+        """
+
+    @_abc_1.abstractmethod
+    def UntagRevision(
+        self,
+        request: _ordering_service_pb2.UntagRevisionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ordering_pb2.Ordering, _abc.Awaitable[_ordering_pb2.Ordering]]:
+        """Takes a tag away.
+        NOT_FOUND if there is no such ordering or tag; ABORTED if a given etag is stale.
+        """
+
+    @_abc_1.abstractmethod
+    def DiffOrderings(
+        self,
+        request: _ordering_service_pb2.DiffOrderingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ordering_service_pb2.DiffOrderingsResponse, _abc.Awaitable[_ordering_service_pb2.DiffOrderingsResponse]]:
+        """Compares two revisions, of one ordering or of two.
+        NOT_FOUND and INVALID_ARGUMENT as for GetOrdering.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchOrderings(
+        self,
+        request: _ordering_service_pb2.WatchOrderingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ordering_service_pb2.WatchOrderingsResponse], _abc.AsyncIterator[_ordering_service_pb2.WatchOrderingsResponse]]:
+        """Streams changes of orderings as they are written, from a resume point on, without gaps or repeats, also across a restart
+        of the service. A message without changes says that there were none for a while.
+        INVALID_ARGUMENT for a negative or a future resume point; UNAVAILABLE when the service drains: call again with the last
+        sequence.
         """
 
     @_abc_1.abstractmethod
@@ -242,9 +418,22 @@ class OrderingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ordering_service_pb2.GenerateOrderingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ordering_service_pb2.GenerateOrderingResponse, _abc.Awaitable[_ordering_service_pb2.GenerateOrderingResponse]]:
-        """Makes `layers` from a model's config and target modules, in the order in which PEFT visits the modules. Stores nothing.
+        """Makes `layers` from a model's config and target modules, in the order in which PEFT visits the modules, and stores the
+        result if a destination is given.
         INVALID_ARGUMENT if the architecture is unknown or a target module matches nothing; NOT_FOUND if the model is not there;
-        PERMISSION_DENIED if the path is outside the allowed roots; UNAVAILABLE if the hub cannot be reached.
+        PERMISSION_DENIED if the path is outside the allowed roots; UNAVAILABLE if the hub cannot be reached; for a destination
+        as ImportOrdering.
+        """
+
+    @_abc_1.abstractmethod
+    def DeriveOrdering(
+        self,
+        request: _ordering_service_pb2.DeriveOrderingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ordering_service_pb2.DeriveOrderingResponse, _abc.Awaitable[_ordering_service_pb2.DeriveOrderingResponse]]:
+        """Makes a document from a stored one: with other adapter names, with more or fewer preload adapters; and stores the result
+        if a destination is given.
+        NOT_FOUND and INVALID_ARGUMENT as for GetOrdering; for a destination as ImportOrdering.
         """
 
     @_abc_1.abstractmethod
