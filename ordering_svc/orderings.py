@@ -272,7 +272,7 @@ def _limit(page_size: int) -> int:
 
 def _refuse_errors(problems: Sequence[Problem], prefix: str) -> None:
     """Raises InvalidOrdering if any problem is an error; warnings do not stop anyone."""
-    errors = [Violation(_field(prefix, p.field), p.message, p.code) for p in problems if p.is_error]
+    errors = [Violation(_field(prefix, p.field), f"{p.message} {p.hint}", p.code) for p in problems if p.is_error]
     if errors:
         raise InvalidOrdering(errors)
 

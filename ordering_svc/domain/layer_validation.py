@@ -45,7 +45,7 @@ def layer_problems(
     )
     for entry, layer in enumerate(layers):
         if layer.path in seen:  # from a message; a file's duplicates are found while it is read
-            message = f"The layer `{shown(layer.path)}` is there more than once: keep one."
+            message = f"The layer `{shown(layer.path)}` is there more than once."
             yield Problem("KEY_DUPLICATE", layer_place(layer.path), message, entry=entry)
         seen.add(layer.path)
         yield from _path_problems(layer.path, entry)
@@ -61,7 +61,7 @@ def layer_problems(
 def _missing(*, is_given: bool, is_xlora: bool) -> Problem:
     state = "empty" if is_given else "missing"
     if is_xlora:
-        message = f"layers is {state}: without it every layer would use row 0 of the X-LoRA classifier. Generate it."
+        message = f"layers is {state}: without it every layer would use row 0 of the X-LoRA classifier."
         return Problem("LAYERS_MISSING", "layers", message)
     message = f"layers is {state}: that is fine for LoRA, but no X-LoRA can use this ordering."
     return Problem("LAYERS_MISSING", "layers", message, Severity.WARNING)
@@ -83,9 +83,7 @@ def _row_problems(layers: Sequence[LayerRow], *, has_unread_rows: bool) -> Itera
     faults = (("missing", missing), ("used twice", shared), ("out of range", outside))
     said = [f"{name}: {_some(rows)}" for name, rows in faults if rows]
     if said:
-        message = (
-            f"The rows of {count} layers must be 0 to {count - 1}, each once; {'; '.join(said)}. Generate layers again."
-        )
+        message = f"The rows of {count} layers must be 0 to {count - 1}, each once; {'; '.join(said)}."
         yield Problem("ROWS_NOT_CONTIGUOUS", "layers", message)
 
 
@@ -97,7 +95,7 @@ def _some(rows: Sequence[str]) -> str:
 def _path_problems(path: str, entry: int) -> Iterator[Problem]:
     place = layer_place(path)
     if not path.strip():
-        yield Problem("LAYER_PATH_EMPTY", place, "A layer has an empty path: write a module path.", entry=entry)
+        yield Problem("LAYER_PATH_EMPTY", place, "A layer has an empty path.", entry=entry)
     elif len(path) > MAX_PATH_LENGTH:
         message = f"The layer path `{shown(path)}` has {len(path)} characters, the limit is {MAX_PATH_LENGTH}."
         yield Problem("LAYER_PATH_TOO_LONG", place, message, entry=entry)

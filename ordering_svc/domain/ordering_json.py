@@ -27,7 +27,7 @@ class JsonObject(tuple[tuple[str, object], ...]):
 class ParsedFile:
     """What could be read of a file, and what could not."""
 
-    document: OrderingDocument
+    document: OrderingDocument  # without the layers whose row could not be read; other entries keep their place
     problems: tuple[Problem, ...]
     keys: tuple[str, ...]  # top-level keys in file order
 
@@ -71,7 +71,7 @@ def parse_file(file: bytes) -> ParsedFile:
     values: dict[str, object] = {}
     for key, value in pairs:
         if key in values:
-            reading.refuse("KEY_DUPLICATE", _place(key), f"The key `{shown(key)}` is there more than once: keep one.")
+            reading.refuse("KEY_DUPLICATE", _place(key), f"The key `{shown(key)}` is there more than once.")
             continue
         values[key] = value
         if key not in DOCUMENT_KEYS:
@@ -98,13 +98,14 @@ def _pairs_of(file: bytes, reading: _Reading) -> JsonObject | None:
     try:
         content = json.loads(file.decode("utf-8"), object_pairs_hook=JsonObject, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
-        reading.refuse(
-            "NOT_UTF8", "", f"The file is not UTF-8: byte 0x{file[error.start]:02x} at offset {error.start}."
-        )
+        at = len(file[: error.start].decode("utf-8"))
+        message = f"The file is not UTF-8: byte 0x{file[error.start]:02x} at offset {error.start}."
+        reading.refuse("NOT_UTF8", "", message, at)
     except RecursionError:
-        reading.refuse("JSON_TOO_DEEP", "", "The file nests its values too deeply: an ordering needs three levels.")
+        reading.refuse("JSON_TOO_DEEP", "", "The file nests its values too deeply.")
     except ValueError as error:  # JSONDecodeError is one; so are NaN and integers of thousands of digits
-        reading.refuse("JSON_INVALID", "", f"The file is not JSON: {shown(str(error))}.")
+        at = error.pos if isinstance(error, json.JSONDecodeError) else 0
+        reading.refuse("JSON_INVALID", "", f"The file is not JSON: {shown(str(error))}.", at)
     else:
         if isinstance(content, JsonObject):
             return content
@@ -137,7 +138,13 @@ def _order(value: object, reading: _Reading) -> tuple[str, ...]:
     if not isinstance(value, list):
         reading.refuse("TYPE_WRONG", "order", f"order is {_kind(value)}, expected a list of adapter names.")
         return ()
-    return tuple(name for index, name in enumerate(value) if _is_text(name, f"order[{index}]", index, reading))
+    places = ((f"order[{index}]", index, name) for index, name in enumerate(value))
+    return tuple(name if _is_text(name, place, index, reading) else _unreadable(place) for place, index, name in places)
+
+
+def _unreadable(place: str) -> str:
+    """Stands for a text that could not be read, so that what follows keeps its place and nothing is said twice."""
+    return f"unreadable {place}"
 
 
 def _layers(value: object, reading: _Reading) -> tuple[LayerRow, ...]:
@@ -152,7 +159,7 @@ def _rows(pairs: JsonObject, reading: _Reading) -> Iterator[LayerRow]:
     for entry, (path, row) in enumerate(pairs):
         place = layer_place(path)
         if path in seen:
-            reading.refuse("KEY_DUPLICATE", place, f"The layer `{shown(path)}` is there twice: keep one.", entry)
+            reading.refuse("KEY_DUPLICATE", place, f"The layer `{shown(path)}` is there twice.", entry)
         elif not _is_text(path, place, entry, reading):
             pass
         elif type(row) is not int or not -LARGEST_ROW <= row <= LARGEST_ROW:
@@ -169,33 +176,31 @@ def layer_place(path: str) -> str:
 
 
 def _base_model_id(value: object, reading: _Reading) -> str:
-    # An unreadable id is not a missing one: the caller sees one problem for it, not two.
-    return str(value) if _is_text(value, "base_model_id", 0, reading) else "unreadable"
+    return str(value) if _is_text(value, "base_model_id", 0, reading) else _unreadable("base_model_id")
 
 
 def _preload(value: object, reading: _Reading) -> tuple[PreloadAdapter, ...]:
     if not isinstance(value, list):
         reading.refuse("TYPE_WRONG", "preload_adapters", f"preload_adapters is {_kind(value)}, expected a list.")
         return ()
-    return tuple(adapter for index, entry in enumerate(value) for adapter in _preload_adapter(index, entry, reading))
+    return tuple(_preload_adapter(index, entry, reading) for index, entry in enumerate(value))
 
 
-def _preload_adapter(index: int, value: object, reading: _Reading) -> Iterator[PreloadAdapter]:
+def _preload_adapter(index: int, value: object, reading: _Reading) -> PreloadAdapter:
     place = f"preload_adapters[{index}]"
+    unread = {key: _unreadable(f"{place}.{key}") for key in PRELOAD_KEYS}
     if not isinstance(value, JsonObject):
         message = f"{place} is {_kind(value)}, expected an object with name and adapter_model_id."
         reading.refuse("TYPE_WRONG", place, message, index)
-        return
+        return PreloadAdapter(**unread)
     values: dict[str, str] = {}
     for key, part in value:
         if key not in PRELOAD_KEYS:
             reading.warn("UNKNOWN_KEY", place, f"{place} has the key `{shown(key)}`, which means nothing.", index)
         elif key in values:
-            reading.refuse("KEY_DUPLICATE", place, f"{place} has the key {key} more than once: keep one.", index)
+            reading.refuse("KEY_DUPLICATE", place, f"{place} has the key {key} more than once.", index)
         else:
-            values[key] = str(part) if _is_text(part, f"{place}.{key}", index, reading) else "unreadable"
-    missing = [key for key in PRELOAD_KEYS if key not in values]
-    for key in missing:
-        reading.refuse("PRELOAD_INCOMPLETE", f"{place}.{key}", f"{place} has no {key}: add it.", index)
-    if not missing:
-        yield PreloadAdapter(values["name"], values["adapter_model_id"])
+            values[key] = str(part) if _is_text(part, f"{place}.{key}", index, reading) else unread[key]
+    for key in (key for key in PRELOAD_KEYS if key not in values):
+        reading.refuse("PRELOAD_INCOMPLETE", f"{place}.{key}", f"{place} has no {key}.", index)
+    return PreloadAdapter(**(unread | values))

@@ -1,4 +1,4 @@
-"""What is wrong with a document: one finding each, with a stable code, a place and a sentence."""
+"""What is wrong with a document: one finding each, with a stable code, a place, a sentence and what to do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+from ordering_svc.domain.problem_codes import CODES
 
 SHOWN_CHARACTERS = 120
 
@@ -22,18 +24,23 @@ class Severity(Enum):
 class Problem:
     """One finding of a validation."""
 
-    code: str  # stable, upper-case
-    field: str  # path into the document, for instance `layers["lm_head"]`
-    message: str  # one sentence: the offending name and value, and what to do
+    code: str  # stable, upper-case: a key of CODES
+    field: str  # path into the document, for instance `layers["lm_head"]`; empty: the whole file
+    message: str  # one sentence: the offending name and value
     severity: Severity = Severity.ERROR
-    entry: int = dataclasses.field(
-        default=0, compare=False
-    )  # place inside its top-level key; findings are sorted by it
+    # Place inside its top-level key: findings are sorted by it. Of the whole file: the character where reading ended.
+    entry: int = dataclasses.field(default=0, compare=False)
+    file: str = ""  # the file beside the document that shows it, for instance `math/adapter_config.json`
 
     @property
     def is_error(self) -> bool:
         """The ordering cannot work with it."""
         return self.severity is Severity.ERROR
+
+    @property
+    def hint(self) -> str:
+        """What to do about it: one or two sentences."""
+        return CODES[self.code].hint
 
 
 def in_document_order(problems: Iterable[Problem], keys: Sequence[str]) -> tuple[Problem, ...]:

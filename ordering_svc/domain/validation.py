@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from ordering_svc.domain.architectures import ModelStructure
@@ -40,11 +40,15 @@ def validate_parsed(parsed: ParsedFile, expectations: Expectations) -> tuple[Pro
     if not parsed.keys and parsed.problems:  # nothing could be read: what is missing would be noise
         return parsed.problems
     has_unread_rows = any(problem.is_error and problem.field.startswith("layers") for problem in parsed.problems)
-    has_unread_names = any(problem.is_error and problem.field.startswith("order") for problem in parsed.problems)
-    found = [*parsed.problems, *_document_problems(parsed.document, expectations, has_unread_rows=has_unread_rows)]
-    if has_unread_names:  # it only looks empty
-        found = [problem for problem in found if problem.code != "ORDER_EMPTY"]
+    unread = {p.field for p in parsed.problems if p.is_error and p.code != "KEY_DUPLICATE"}
+    judged = _document_problems(parsed.document, expectations, has_unread_rows=has_unread_rows)
+    found = [*parsed.problems, *(problem for problem in judged if not _is_said(problem, unread))]
     return in_document_order(found, (*parsed.keys, *(key for key in DOCUMENT_KEYS if key not in parsed.keys)))
+
+
+def _is_said(problem: Problem, unread: Set[str]) -> bool:
+    """What could not be read has its problem already: a second one, about what stands for it, would mislead."""
+    return problem.field in unread or problem.field.rpartition(".")[0] in unread
 
 
 def validate_document(document: OrderingDocument, expectations: Expectations) -> tuple[Problem, ...]:
@@ -88,25 +92,21 @@ def _order_problems(order: tuple[str, ...] | None, kind: AdapterKind) -> Iterato
 
 def _name_problems(name: str, field: str, entry: int) -> Iterator[Problem]:
     if not name.strip():
-        yield Problem("NAME_EMPTY", field, f"{field} is empty: write the name of an adapter.", entry=entry)
+        yield Problem("NAME_EMPTY", field, f"{field} is empty.", entry=entry)
     elif len(name) > MAX_NAME_LENGTH:
         message = f"{field} has {len(name)} characters, the limit is {MAX_NAME_LENGTH}: `{shown(name)}`."
         yield Problem("NAME_TOO_LONG", field, message, entry=entry)
     elif not name.isprintable() or name.startswith("/") or not {".", ".."}.isdisjoint(name.split("/")):
-        message = f"{field} is `{shown(name)}`, which cannot be a folder: use printable letters, no `..`."
+        message = f"{field} is `{shown(name)}`, which cannot be a folder."
         yield Problem("NAME_INVALID", field, message, entry=entry)
 
 
 def _base_model_problems(base_model_id: str | None) -> Iterator[Problem]:
     field = "base_model_id"
     if base_model_id is None:
-        yield Problem(
-            "BASE_MODEL_ID_MISSING", field, "base_model_id is missing: name the model the adapters were trained on."
-        )
+        yield Problem("BASE_MODEL_ID_MISSING", field, "base_model_id is missing.")
     elif not base_model_id.strip():
-        yield Problem(
-            "BASE_MODEL_ID_EMPTY", field, "base_model_id is empty: name the model the adapters were trained on."
-        )
+        yield Problem("BASE_MODEL_ID_EMPTY", field, "base_model_id is empty.")
 
 
 def _preload_problems(document: OrderingDocument) -> Iterator[Problem]:
@@ -118,14 +118,12 @@ def _preload_problems(document: OrderingDocument) -> Iterator[Problem]:
     for index, adapter in enumerate(adapters):
         field = f"preload_adapters[{index}]"
         if adapter.name in first_place:
-            message = (
-                f"The adapter `{shown(adapter.name)}` is preload_adapters[{first_place[adapter.name]}] too: keep one."
-            )
+            message = f"The adapter `{shown(adapter.name)}` is preload_adapters[{first_place[adapter.name]}] too."
             yield Problem("PRELOAD_DUPLICATE", f"{field}.name", message, entry=index)
         first_place.setdefault(adapter.name, index)
         yield from _name_problems(adapter.name, f"{field}.name", index)
         if not adapter.adapter_model_id.strip():
-            message = f"The adapter `{shown(adapter.name)}` has no place: write a folder or a hub id."
+            message = f"The adapter `{shown(adapter.name)}` has an empty adapter_model_id."
             yield Problem("PRELOAD_PLACE_EMPTY", f"{field}.adapter_model_id", message, entry=index)
 
 
@@ -136,7 +134,7 @@ def _collision_problems(order: Sequence[str]) -> Iterator[Problem]:
         if shorter.strip() and longer.startswith(shorter):
             index = order.index(shorter)
             message = (
-                f"The name `{shown(shorter)}` begins the name `{shown(longer)}`: systems that look for adapter files by"
-                " part of their path mix the two up. Rename one if such a system reads this file."
+                f"The name `{shown(shorter)}` begins the name `{shown(longer)}`: mistral.rs looks"
+                " for adapter files by a part of their path and would mix the two up."
             )
             yield Problem("NAME_PREFIX_COLLISION", f"order[{index}]", message, Severity.WARNING, index)

@@ -182,7 +182,12 @@ def encode_problems(problems: Sequence[Problem]) -> ordering_service_pb2.Validat
         valid=not any(problem.is_error for problem in problems),
         problems=[
             ordering_pb2.Problem(
-                code=problem.code, field=problem.field, message=problem.message, severity=SEVERITIES[problem.severity]
+                code=problem.code,
+                field=problem.field,
+                message=problem.message,
+                severity=SEVERITIES[problem.severity],
+                hint=problem.hint,
+                file=problem.file,
             )
             for problem in problems
         ],

@@ -399,14 +399,17 @@ class FakeOrdering(ordering_service_pb2_grpc.OrderingServiceServicer):
                 ordering_pb2.Problem(
                     code="BASE_MODEL_ID_MISSING",
                     field="base_model_id",
-                    message="base_model_id is missing; add it",
+                    message="base_model_id is missing.",
                     severity=ordering_pb2.SEVERITY_ERROR,
+                    hint="Add base_model_id.",
                 ),
                 ordering_pb2.Problem(
                     code="ORDER_EMPTY",
                     field="order",
-                    message="order is empty",
+                    message="order is empty.",
                     severity=ordering_pb2.SEVERITY_WARNING,
+                    hint="Write the names.",
+                    file="math/adapter_config.json",
                 ),
             ]
             return ordering_service_pb2.ValidateOrderingResponse(valid=False, problems=problems)

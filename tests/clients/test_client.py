@@ -359,9 +359,9 @@ def test_generating_and_validating_pass_model_and_kind_on(client: Client, servic
     assert client.orderings.validate(made.json, kind=AdapterKind.XLORA, quantized_architecture="llama").valid
     assert services.ordering.seen[-1].quantized_architecture == "llama"
     broken = client.orderings.validate(b"{}")
-    assert [(problem.code, problem.severity) for problem in broken.problems] == [
-        ("BASE_MODEL_ID_MISSING", "error"),
-        ("ORDER_EMPTY", "warning"),
+    assert [(problem.code, problem.severity, problem.hint, problem.file) for problem in broken.problems] == [
+        ("BASE_MODEL_ID_MISSING", "error", "Add base_model_id.", ""),
+        ("ORDER_EMPTY", "warning", "Write the names.", "math/adapter_config.json"),
     ]
     assert client.orderings.validate("demo").valid
     assert services.ordering.seen[-1].name == "orderings/demo"

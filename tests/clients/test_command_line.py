@@ -215,6 +215,8 @@ def test_validate_shows_every_problem_and_exits_with_1(run: Run, tmp_path: Path)
     assert code == 1
     assert "BASE_MODEL_ID_MISSING" in out
     assert "ORDER_EMPTY" in out
+    assert "Add base_model_id." in out  # what to do stands below what is wrong
+    assert "math/adapter_config.json" in out
     assert [problem["severity"] for problem in parsed(run("ordering", "validate", "bad.json", "--json"), 1)["problems"]]
     assert run("ordering", "validate", "stored")[:2] == (0, "valid\n")
 

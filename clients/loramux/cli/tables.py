@@ -141,14 +141,16 @@ def ordering_table(ordering: Ordering) -> Table:
 
 
 def validation_table(validation: Validation) -> Table | Text:
-    """All problems of a document, one a line."""
+    """All problems of a document, one a row: what is wrong, and below it what to do."""
     if not validation.problems:
         return Text("valid", style="green")
     table = Table("", "Code", "Field", "Problem", box=None)
     for problem in validation.problems:
         error = problem.severity is Severity.ERROR
         mark = Text("error", style="bold red") if error else Text("warning", style="yellow")
-        table.add_row(mark, Text(problem.code), Text(problem.field), Text(problem.message))
+        said = Text.assemble(problem.message, ("\n" + problem.hint if problem.hint else "", "dim"))
+        where = Text(problem.field if not problem.file else f"{problem.field}\n{problem.file}".strip())
+        table.add_row(mark, Text(problem.code), where, said)
     table.caption = "valid, with warnings" if validation.valid else "not valid"
     table.caption_justify = "left"
     return table

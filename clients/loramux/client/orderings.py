@@ -101,12 +101,17 @@ class Severity(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding: a stable code, a path into the document, one sentence."""
+    """One finding: a stable code, a path into the document, one sentence, and what to do.
+
+    `file` is the file beside the document that shows it, for instance an adapter's config; empty for the document.
+    """
 
     code: str
     field: str
     message: str
     severity: Severity
+    hint: str
+    file: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,4 +229,4 @@ def problem_from_proto(message: ordering_pb2.Problem) -> Problem:
     severity = severities.get(message.severity)
     if severity is None:
         raise broken_answer(f"the service sent the unknown severity {message.severity}")
-    return Problem(message.code, message.field, message.message, severity)
+    return Problem(message.code, message.field, message.message, severity, message.hint, message.file)

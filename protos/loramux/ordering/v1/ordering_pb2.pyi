@@ -453,14 +453,20 @@ class Problem(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     SEVERITY_FIELD_NUMBER: _builtins.int
+    HINT_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """Stable and upper-case, for instance `LAYER_NOT_SUPPORTED`."""
     field: _builtins.str
-    """Where: a path into the document, for instance `layers["lm_head"]`."""
+    """Where: a path into the document, for instance `layers["lm_head"]`; empty for the whole file."""
     message: _builtins.str
-    """One sentence with the offending name and value, and what to do."""
+    """One sentence with the offending name and value."""
     severity: Global___Severity.ValueType
     """How bad it is."""
+    hint: _builtins.str
+    """What to do about it: one or two sentences."""
+    file: _builtins.str
+    """The file beside the document that shows it, for instance `math/adapter_config.json`; empty for the document itself."""
     def __init__(
         self,
         *,
@@ -468,10 +474,12 @@ class Problem(_message.Message):
         field: _builtins.str = ...,
         message: _builtins.str = ...,
         severity: Global___Severity.ValueType = ...,
+        hint: _builtins.str = ...,
+        file: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message", b"message", "severity", b"severity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "file", b"file", "hint", b"hint", "message", b"message", "severity", b"severity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
