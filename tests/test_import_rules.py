@@ -12,6 +12,7 @@ TRANSPORT = {"grpc", "google", "protovalidate", "loramux"}
 RULES: list[tuple[str, set[str]]] = [
     ("inference_svc/scheduling", {"torch", "grpc"}),
     ("inference_svc/kv_cache/blocks.py", {"torch", "grpc"}),
+    ("inference_svc/kv_cache/block_table.py", {"torch", "grpc"}),
     ("inference_svc/models", TRANSPORT),
     ("inference_svc/layers", TRANSPORT),
     ("inference_svc/adapters", TRANSPORT),

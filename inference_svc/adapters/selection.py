@@ -8,6 +8,8 @@ from enum import Enum
 
 from inference_svc.adapters.bank import AdapterBank, Classifier
 
+BASE_CACHE_IDENTITY = "base"
+
 
 class AdapterKind(Enum):
     """What a name stands for."""
@@ -70,6 +72,18 @@ class XLoraMixture:
     bank: AdapterBank
     classifier: Classifier
 
+    @property
+    def cache_identity(self) -> str:
+        """Names everything that its keys and values depend on."""
+        return f"xlora {self.bank.digest} {self.classifier.config!r}"
+
+    @property
+    def scaling_cache_identity(self) -> str:
+        """The same for its scaling pass: that with the value 0 is the plain base model."""
+        if self.classifier.config.scaling_pass_value == 0.0:
+            return BASE_CACHE_IDENTITY
+        return f"scaling pass of {self.cache_identity}"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixture:
@@ -77,3 +91,12 @@ class Mixture:
 
     constant: tuple[WeightedBank, ...] = ()
     xlora: XLoraMixture | None = None
+
+    @property
+    def cache_identity(self) -> str:
+        """Names everything, beside the tokens, that keys and values depend on: digests and weights, never names."""
+        if self.xlora is not None:
+            return self.xlora.cache_identity
+        if not self.constant:
+            return BASE_CACHE_IDENTITY
+        return " ".join(["lora", *(f"{weighted.bank.digest} {weighted.weight.hex()}" for weighted in self.constant)])

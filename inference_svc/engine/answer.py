@@ -62,15 +62,24 @@ class Answer:
         num_top = self.request.response.prompt_logprobs
         assert num_top is not None
         prompt = self.sequence.token_ids
+        first_position, logits = self._unreported(first_position, logits)
         for position, row in enumerate(logits, start=first_position):
             if position + 1 < self.sequence.num_prompt_tokens:
                 self._prompt_tokens.append(token_logprobs(row, prompt[position + 1], num_top))
 
     def add_scalings(self, first_position: int, scalings: Tensor) -> None:
         """Take the scalings [num_tokens, num_layers, num_experts] of rows."""
+        first_position, scalings = self._unreported(first_position, scalings)
+        if not len(scalings):
+            return
         if self.request.response.scalings is ScalingsDetail.MEAN:
             scalings = scalings.mean(dim=1, keepdim=True)
         self._scalings.append(ScalingsChunk(first_position, scalings.float().cpu().numpy()))
+
+    def _unreported(self, first_position: int, rows: Tensor) -> tuple[int, Tensor]:
+        """Rows without those that a preemption made necessary to compute a second time."""
+        known = max(0, self.sequence.num_reported - first_position)
+        return first_position + known, rows[known:]
 
     def choose_next(self, logits: Tensor) -> bool:
         """Choose a token from logits [vocab_size] and send it; True if the answer is complete."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import structlog
 
 from inference_svc.adapters.registry import AdapterRegistry
+from inference_svc.adapters.selection import Mixture
 from inference_svc.engine.answer import Answer
 from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
 from inference_svc.engine.output_stream import OutputStream
@@ -27,6 +28,7 @@ from inference_svc.errors import (
     RequestTooLarge,
     Unavailable,
 )
+from inference_svc.kv_cache.block_table import BlockTable
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.models.base_model import BaseModel
@@ -46,6 +48,7 @@ class EngineConfig:
     max_running: int = 64
     max_waiting: int = 256
     kv_cache_tokens: int = 16384
+    prefix_caching: bool = True  # what was computed for one request serves others with the same prefix
     context_length: int | None = None  # a cap below the model's own
     slow_reader_seconds: float = 30.0
 
@@ -69,6 +72,7 @@ class Engine:
             BLOCK_SIZE,
             base.config.num_kv_heads,
             base.config.head_dim,
+            base.config.hidden_size,
             dtype=base.model.dtype,
             device=base.device,
         )
@@ -128,13 +132,7 @@ class Engine:
         max_tokens = DEFAULT_MAX_TOKENS if stopping.max_tokens is None else stopping.max_tokens
         room = self.context_length - num_prompt
         lease = self._registry.lease(request.selection)
-        sequence = Sequence(
-            request.request_id,
-            list(request.prompt_token_ids),
-            num_prompt,
-            num_prompt + min(max_tokens, room),
-            needs_scaling_pass=lease.mixture.xlora is not None,
-        )
+        sequence = self._sequence(request, lease.mixture, num_prompt + min(max_tokens, room))
         if (needed := self.scheduler.blocks_needed(sequence)) > self.pool.num_blocks:
             lease.release()
             raise RequestTooLarge(
@@ -157,6 +155,20 @@ class Engine:
             self._inbox.append(answer)
             self._wake.notify()
         return stream
+
+    def _sequence(self, request: GenerationRequest, mixture: Mixture, max_total_tokens: int) -> Sequence:
+        xlora, response, is_shared = mixture.xlora, request.response, self.config.prefix_caching
+        return Sequence(
+            request.request_id,
+            list(request.prompt_token_ids),
+            len(request.prompt_token_ids),
+            max_total_tokens,
+            needs_scaling_pass=xlora is not None,
+            reports_positions=response.prompt_logprobs is not None
+            or (xlora is not None and response.scalings is not ScalingsDetail.NONE),
+            blocks=BlockTable(mixture.cache_identity if is_shared else None),
+            scaling_blocks=BlockTable(xlora.scaling_cache_identity if is_shared and xlora is not None else None),
+        )
 
     def _check_accepting(self) -> None:
         if self._draining and self._failure is None:
@@ -240,7 +252,7 @@ class Engine:
         is_at_end = item.reaches_end
         if answer.wants_prompt_logits and result.logits is not None:
             answer.add_prompt_logits(item.first_position, result.logits)
-        item.sequence.num_computed += item.num_tokens
+        self.scheduler.advance(item)
         if not is_at_end:
             return
         assert result.logits is not None

@@ -1,8 +1,8 @@
 """Turns a schedule into forward passes: the only place where lists become tensors.
 
 A step is one pass, or two if X-LoRA is in it. The first pass carries every base and LoRA row, and the scaling pass of
-every X-LoRA row (the plain base model, on a cache of its own); its hidden states give the scalings. The second pass
-carries the X-LoRA rows alone, with those scalings.
+X-LoRA rows (the plain base model, in blocks of its own), those left out whose blocks are shared and so computed; the
+hidden states in these blocks give the scalings. The second pass carries the X-LoRA rows alone, with those scalings.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ class _Piece:
     request: RowRequest
     blocks: list[int]
     first_row: int
+    positions: range
     scalings: Tensor | None  # [num_tokens, num_layers, num_experts]: the real pass of an X-LoRA
     is_scaling_pass: bool
 
     @property
     def num_rows(self) -> int:
-        return self.request.scheduled.num_tokens
+        return len(self.positions)
 
 
 class ModelRunner:
@@ -66,14 +67,10 @@ class ModelRunner:
         """Compute the scheduled rows; results in the order of the requests."""
         results: dict[int, RowResult] = {}
         first_pass = self._pieces(requests, {})
-        hidden = self._forward(first_pass)
-        scalings: dict[int, Tensor] = {}
-        for piece in first_pass:
-            if piece.is_scaling_pass:
-                assert piece.request.mixture.xlora is not None
-                rows = hidden[piece.first_row : piece.first_row + piece.num_rows]
-                scalings[id(piece.request)] = self._classify(piece, rows)
-        self._logits([p for p in first_pass if not p.is_scaling_pass], hidden, results)
+        if first_pass:
+            hidden = self._forward(first_pass)
+            self._logits([p for p in first_pass if not p.is_scaling_pass], hidden, results)
+        scalings = {id(request): self._scalings(request) for request in requests if request.mixture.xlora is not None}
         if scalings:
             second_pass = self._pieces([r for r in requests if id(r) in scalings], scalings)
             self._logits(second_pass, self._forward(second_pass), results)
@@ -87,14 +84,20 @@ class ModelRunner:
             known = scalings.get(id(request))
             is_scaling_pass = request.mixture.xlora is not None and known is None
             blocks = sequence.scaling_blocks if is_scaling_pass else sequence.blocks
-            pieces.append(_Piece(request, blocks, row, known, is_scaling_pass))
-            row += request.scheduled.num_tokens
+            positions = request.scheduled.positions
+            if is_scaling_pass:
+                positions = range(sequence.num_scaling_computed, positions.stop)
+            if positions:
+                pieces.append(_Piece(request, blocks.ids, row, positions, known, is_scaling_pass))
+                row += len(positions)
         return pieces
 
-    def _classify(self, piece: _Piece, hidden: Tensor) -> Tensor:
+    def _scalings(self, request: RowRequest) -> Tensor:
         """Scalings of a sequence's rows, row by row where arithmetic must not follow the batch."""
-        assert piece.request.mixture.xlora is not None
-        classifier = piece.request.mixture.xlora.classifier
+        assert request.mixture.xlora is not None
+        classifier = request.mixture.xlora.classifier
+        slots = self._slots(request.scheduled.sequence.scaling_blocks.ids, request.scheduled.positions)
+        hidden = self.cache.read_hidden(torch.tensor(slots, device=self.device))
         if not self.model.kernels.batch_invariant:
             return classifier.scalings(hidden.float())
         return torch.cat([classifier.scalings(row) for row in torch.split(hidden.float(), 1)])
@@ -104,15 +107,13 @@ class ModelRunner:
         positions: list[int] = []
         slots: list[int] = []
         segments = []
-        block_size = self.cache.block_size
         for piece in pieces:
-            first = piece.request.scheduled.first_position
-            span = range(first, first + piece.num_rows)
+            span = piece.positions
             token_ids += piece.request.scheduled.sequence.token_ids[span.start : span.stop]
             positions += span
-            slots += [piece.blocks[p // block_size] * block_size + p % block_size for p in span]
+            slots += self._slots(piece.blocks, span)
             blocks = torch.tensor(piece.blocks, device=self.device)
-            segments.append(AttentionSegment(piece.first_row, piece.num_rows, first, blocks))
+            segments.append(AttentionSegment(piece.first_row, piece.num_rows, span.start, blocks))
         batch = ForwardBatch(
             torch.tensor(token_ids, device=self.device),
             torch.tensor(positions, device=self.device),
@@ -120,7 +121,13 @@ class ModelRunner:
             tuple(segments),
             self._adapter_rows([(p, list(range(p.first_row, p.first_row + p.num_rows)), p.scalings) for p in pieces]),
         )
-        return self.model.hidden_states(batch, self.cache)
+        hidden = self.model.hidden_states(batch, self.cache)
+        self.cache.write_hidden(batch.slots, hidden)
+        return hidden
+
+    def _slots(self, blocks: list[int], positions: range) -> list[int]:
+        size = self.cache.block_size
+        return [blocks[p // size] * size + p % size for p in positions]
 
     def _logits(self, pieces: list[_Piece], hidden: Tensor, results: dict[int, RowResult]) -> None:
         """Logits of the rows that choose a token or that the client wants to see."""

@@ -1,4 +1,4 @@
-"""The keys and values of all sequences, in blocks."""
+"""The keys and values of all sequences, in blocks, and the hidden states that X-LoRA classifiers read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values by layer, block and slot. Which block belongs to whom is the block pool's business."""
+    """Keys and values by layer, block and slot. Which block belongs to whom is the block pool's business.
+
+    Beside them lie the hidden states after the final norm: with them an X-LoRA request that shares blocks of the
+    scaling pass, with a base request or with another mixture, gets its scalings without that pass.
+    """
 
     def __init__(
         self,
@@ -16,6 +20,7 @@ class KVCache:
         block_size: int,
         num_kv_heads: int,
         head_dim: int,
+        hidden_size: int,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -25,11 +30,12 @@ class KVCache:
         self.block_size = block_size
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
+        self._hidden = torch.zeros((num_blocks * block_size, hidden_size), dtype=dtype, device=device)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        return 2 * self._keys.numel() * self._keys.element_size()
+        return sum(t.numel() * t.element_size() for t in (self._keys, self._values, self._hidden))
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values in place, [num_blocks, block_size, num_kv_heads, head_dim] each."""
@@ -39,6 +45,14 @@ class KVCache:
         """Store keys and values [num_tokens, num_kv_heads, head_dim] at slots int64 [num_tokens]."""
         self._keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
         self._values[layer].flatten(0, 1).index_copy_(0, slots, values)
+
+    def write_hidden(self, slots: Tensor, hidden: Tensor) -> None:
+        """Store hidden states [num_tokens, hidden_size] at slots int64 [num_tokens]."""
+        self._hidden.index_copy_(0, slots, hidden)
+
+    def read_hidden(self, slots: Tensor) -> Tensor:
+        """Hidden states [num_tokens, hidden_size] at slots int64 [num_tokens]."""
+        return self._hidden.index_select(0, slots)
 
     def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [len(blocks) * block_size, num_kv_heads, head_dim] of blocks int64 [num_blocks]."""

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 
 
+@dataclass(slots=True)
+class SchedulerCounters:
+    """What has happened since the start."""
+
+    prompt_tokens: int = 0  # of admitted requests
+    cached_prompt_tokens: int = 0  # those of them that were found computed
+    preemptions: int = 0
+
+
 class Scheduler:
-    """First come, first served. An admitted sequence has all blocks it can ever need, so none is preempted."""
+    """First come, first served: whoever came earlier is admitted earlier and keeps its blocks longer.
+
+    A sequence is admitted when its tokens so far find room, and grows block by block. When there is no block left, the
+    youngest gives all of its blocks back and waits, before everybody else, to be computed anew from its tokens. The
+    oldest can always grow, because `blocks_needed` of every sequence fits in the pool; so every sequence ends.
+    """
 
     def __init__(self, pool: BlockPool, *, max_running: int, max_batch_tokens: int) -> None:
         self.pool = pool
         self.max_running = max_running
         self.max_batch_tokens = max_batch_tokens
-        self._waiting: deque[Sequence] = deque()
+        self.counters = SchedulerCounters()
+        self._waiting: deque[Sequence] = deque()  # both in order of arrival; all that wait came after all that run
         self._running: list[Sequence] = []
 
     @property
     def num_waiting(self) -> int:
-        """Sequences that have not been admitted."""
+        """Sequences that have not been admitted, or not again."""
         return len(self._waiting)
 
     @property
@@ -34,7 +50,7 @@ class Scheduler:
         return bool(self._waiting or self._running)
 
     def blocks_needed(self, sequence: Sequence) -> int:
-        """Blocks that the sequence holds from admission to its end."""
+        """The most blocks that the sequence can come to hold."""
         blocks = self.pool.blocks_for(sequence.max_total_tokens)
         return 2 * blocks if sequence.needs_scaling_pass else blocks
 
@@ -46,9 +62,7 @@ class Scheduler:
         """Forget a sequence, wherever it is, and return its blocks."""
         if sequence in self._running:
             self._running.remove(sequence)
-            self.pool.give_back(sequence.blocks)
-            self.pool.give_back(sequence.scaling_blocks)
-            sequence.blocks, sequence.scaling_blocks = [], []
+            self._release(sequence)
         else:
             self._waiting.remove(sequence)
 
@@ -57,25 +71,122 @@ class Scheduler:
 
         Decoding goes first so that a long prompt never stalls a stream; a prompt takes what is left of the budget.
         """
+        self._grow()
         self._admit()
         budget = self.max_batch_tokens
         scheduled = []
         for sequence in sorted(self._running, key=lambda s: not s.is_decoding):
             num_tokens = min(sequence.num_pending, budget)
+            if sequence.frozen_from is not None and not sequence.is_frozen:
+                # Computed anew: no step has rows on both sides of the position at which the scaling pass ended.
+                num_tokens = min(num_tokens, sequence.frozen_from - sequence.num_computed)
             if num_tokens == 0:
                 break
             scheduled.append(ScheduledSequence(sequence, num_tokens))
             budget -= num_tokens
         return scheduled
 
+    def advance(self, item: ScheduledSequence) -> None:
+        """Note that scheduled tokens have been computed; what is full by now can be shared."""
+        sequence = item.sequence
+        sequence.num_computed += item.num_tokens
+        sequence.num_reported = max(sequence.num_reported, sequence.num_computed)
+        shared = sequence.num_computed if sequence.frozen_from is None else sequence.frozen_from
+        sequence.blocks.publish(self.pool, sequence.token_ids, min(shared, sequence.num_computed))
+        if sequence.scaling_blocks.ids:
+            sequence.num_scaling_computed = max(sequence.num_scaling_computed, sequence.num_computed)
+            sequence.scaling_blocks.publish(self.pool, sequence.token_ids, sequence.num_scaling_computed)
+            if sequence.is_frozen:
+                self._release_scaling(sequence)
+
+    def release_scaling_blocks(self, sequence: Sequence) -> None:
+        """End the scaling pass of a sequence: the positions that follow run with frozen scalings.
+
+        Its blocks for the scaling pass are free at once. Should it have to be computed anew, the scaling pass sees the
+        positions up to here again, and no further.
+        """
+        assert sequence.needs_scaling_pass
+        sequence.frozen_from = sequence.num_computed
+        self._release_scaling(sequence)
+
+    def _grow(self) -> None:
+        """Make sure that every running sequence has blocks for its tokens so far, at the cost of the youngest."""
+        index = 0
+        while index < len(self._running):
+            sequence = self._running[index]
+            if self._missing(sequence) <= self.pool.num_free:
+                self._take_missing(sequence)
+                index += 1
+            else:
+                assert len(self._running) > 1, "a sequence that is alone cannot grow"
+                self._preempt(self._running[-1])
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._release(sequence)
+        self._waiting.appendleft(sequence)
+        self.counters.preemptions += 1
+
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.max_running:
-            sequence = self._waiting[0]
-            if self.blocks_needed(sequence) > self.pool.num_free:
+            if not self._start(self._waiting[0]):
                 return
-            self._waiting.popleft()
-            blocks = self.pool.blocks_for(sequence.max_total_tokens)
-            sequence.blocks = self.pool.take(blocks)
-            if sequence.needs_scaling_pass:
-                sequence.scaling_blocks = self.pool.take(blocks)
-            self._running.append(sequence)
+            self._running.append(self._waiting.popleft())
+
+    def _start(self, sequence: Sequence) -> bool:
+        """Give a sequence the blocks for its tokens so far, computed ones if there are any; False if it must wait.
+
+        The last token is always computed, for its logits. A row of the real pass needs its scalings and so the hidden
+        state of its own position in the scaling pass. Shared blocks of the scaling pass hold that too; so the real pass
+        may begin where its own shared blocks end, but not beyond those of the scaling pass.
+        """
+        pool, token_ids = self.pool, sequence.token_ids
+        last = len(token_ids) - 1
+        limit = min(last, sequence.num_reported) if sequence.reports_positions else last
+        shared = sequence.blocks.find_shared(pool, token_ids, limit)
+        scaling_shared: list[int] = []
+        scaling_tokens = sequence.num_scaling_tokens
+        if sequence.frozen_from is not None and len(shared) * pool.block_size >= sequence.frozen_from:
+            scaling_tokens = 0
+        if scaling_tokens:
+            scaling_shared = sequence.scaling_blocks.find_shared(pool, token_ids, scaling_tokens)
+            del shared[len(scaling_shared) :]
+        missing = pool.blocks_for(len(token_ids)) - len(shared) + pool.blocks_for(scaling_tokens) - len(scaling_shared)
+        unheld = sum(not pool.is_held(block) for block in {*shared, *scaling_shared})
+        if missing + unheld > pool.num_free - self._reserve():
+            return False
+        sequence.blocks.start(pool, shared)
+        sequence.num_computed = len(shared) * pool.block_size
+        sequence.scaling_blocks.start(pool, scaling_shared)
+        sequence.num_scaling_computed = len(scaling_shared) * pool.block_size
+        self._take_missing(sequence)
+        if sequence.num_cached_prompt_tokens is None:
+            sequence.num_cached_prompt_tokens = sequence.num_computed
+            self.counters.prompt_tokens += sequence.num_prompt_tokens
+            self.counters.cached_prompt_tokens += sequence.num_computed
+        return True
+
+    def _reserve(self) -> int:
+        """Blocks to leave free when another sequence is admitted: those that run can each grow by one in every pass."""
+        return sum(2 if sequence.scaling_blocks.ids else 1 for sequence in self._running)
+
+    def _missing(self, sequence: Sequence) -> int:
+        pool, missing = self.pool, sequence.blocks.missing(self.pool, len(sequence.token_ids))
+        if not sequence.is_frozen:
+            missing += sequence.scaling_blocks.missing(pool, sequence.num_scaling_tokens)
+        return missing
+
+    def _take_missing(self, sequence: Sequence) -> None:
+        sequence.blocks.grow(self.pool, len(sequence.token_ids))
+        if not sequence.is_frozen:
+            sequence.scaling_blocks.grow(self.pool, sequence.num_scaling_tokens)
+
+    def _release(self, sequence: Sequence) -> None:
+        # The scaling pass goes last and so stays longest: its contents serve more requests.
+        sequence.blocks.release(self.pool)
+        sequence.num_computed = 0
+        self._release_scaling(sequence)
+
+    def _release_scaling(self, sequence: Sequence) -> None:
+        sequence.scaling_blocks.release(self.pool)
+        sequence.num_scaling_computed = 0

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from inference_svc.kv_cache.block_table import BlockTable
+
+
+def _unshared() -> BlockTable:
+    return BlockTable(None)
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -13,10 +19,16 @@ class Sequence:
     token_ids: list[int]  # the prompt, then what was generated
     num_prompt_tokens: int
     max_total_tokens: int  # prompt and answer together
-    needs_scaling_pass: bool  # X-LoRA: a second set of blocks holds the base model's keys and values
-    num_computed: int = 0
-    blocks: list[int] = field(default_factory=list)
-    scaling_blocks: list[int] = field(default_factory=list)
+    needs_scaling_pass: bool  # X-LoRA: a second set of blocks holds keys and values of the scaling pass
+    reports_positions: bool = False  # the client wants something of every position, not only of the last
+    blocks: BlockTable = field(default_factory=_unshared)
+    scaling_blocks: BlockTable = field(default_factory=_unshared)
+    num_computed: int = 0  # positions whose keys and values lie in `blocks`
+    num_scaling_computed: int = 0  # the same for `scaling_blocks`
+    num_reported: int = 0  # positions whose results were handed over; recomputed ones are not handed over again
+    num_cached_prompt_tokens: int | None = None  # those that were found computed; None: never admitted
+    # Positions from here on run with scalings that other requests would not have: no scaling pass, nothing shared.
+    frozen_from: int | None = None
 
     @property
     def num_generated(self) -> int:
@@ -33,6 +45,18 @@ class Sequence:
         """Only the newest token is missing."""
         return self.num_pending == 1 and self.num_generated > 0
 
+    @property
+    def num_scaling_tokens(self) -> int:
+        """Positions that the scaling pass has to see, among the tokens so far."""
+        if not self.needs_scaling_pass:
+            return 0
+        return len(self.token_ids) if self.frozen_from is None else min(self.frozen_from, len(self.token_ids))
+
+    @property
+    def is_frozen(self) -> bool:
+        """The next position runs without a scaling pass, though earlier ones had one."""
+        return self.frozen_from is not None and self.num_computed >= self.frozen_from
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScheduledSequence:
@@ -45,6 +69,11 @@ class ScheduledSequence:
     def first_position(self) -> int:
         """Position of the first of them."""
         return self.sequence.num_computed
+
+    @property
+    def positions(self) -> range:
+        """Positions of all of them."""
+        return range(self.first_position, self.first_position + self.num_tokens)
 
     @property
     def reaches_end(self) -> bool:

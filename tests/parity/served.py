@@ -34,7 +34,14 @@ class ServedModel:
         config = checkpoint.config
         self.pool = BlockPool(128, 16)
         cache = KVCache(
-            config.num_layers, 128, 16, config.num_kv_heads, config.head_dim, dtype=torch.float32, device=CPU
+            config.num_layers,
+            128,
+            16,
+            config.num_kv_heads,
+            config.head_dim,
+            config.hidden_size,
+            dtype=torch.float32,
+            device=CPU,
         )
         self.runner = ModelRunner(LlamaModel(checkpoint, kernels, torch.float32), cache, CPU)
         shape = BaseModelShape("llama", "", config.hidden_size, linear_shapes(config), True, CPU)
@@ -53,10 +60,10 @@ class ServedModel:
 
     def start(self, token_ids: Seq[int], mixture: Mixture) -> Sequence:
         """A sequence with room for its tokens."""
-        blocks = self.pool.blocks_for(len(token_ids))
         sequence = Sequence("test", list(token_ids), 0, len(token_ids), mixture.xlora is not None)
-        sequence.blocks = self.pool.take(blocks)
-        sequence.scaling_blocks = self.pool.take(blocks) if sequence.needs_scaling_pass else []
+        sequence.blocks.grow(self.pool, len(token_ids))
+        if sequence.needs_scaling_pass:
+            sequence.scaling_blocks.grow(self.pool, len(token_ids))
         return sequence
 
     def step(self, parts: Seq[tuple[Sequence, Mixture, int]]) -> list[RowResult]:
@@ -65,11 +72,13 @@ class ServedModel:
         results = self.runner.run(requests)
         for sequence, _, count in parts:
             sequence.num_computed += count
+            sequence.num_scaling_computed += count
         return results
 
     def finish(self, sequence: Sequence) -> None:
         """Give the blocks back."""
-        self.pool.give_back(sequence.blocks + sequence.scaling_blocks)
+        sequence.blocks.release(self.pool)
+        sequence.scaling_blocks.release(self.pool)
 
     def run(self, token_ids: Seq[int], selection: Selection, chunks: Seq[int]) -> tuple[Tensor, Tensor | None]:
         """Logits [n, vocab_size] and scalings [n, layers, experts] of all positions, computed in chunks."""

@@ -80,7 +80,9 @@ def test_attention_over_scattered_blocks_equals_plain_attention(
     kernels: Kernels, heads: int, kv_heads: int, head_dim: int
 ) -> None:
     length, block_size = 53, 16
-    cache = KVCache(1, 9, block_size, kv_heads, head_dim, dtype=torch.float32, device=torch.device("cpu"))
+    cache = KVCache(
+        1, 9, block_size, kv_heads, head_dim, heads * head_dim, dtype=torch.float32, device=torch.device("cpu")
+    )
     q, k, v = (torch.randn(length, n, head_dim) for n in (heads, kv_heads, kv_heads))
     blocks = torch.tensor([7, 2, 5, 0])
     slots = torch.tensor([int(blocks[p // block_size]) * block_size + p % block_size for p in range(length)])

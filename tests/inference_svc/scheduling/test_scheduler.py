@@ -1,17 +1,32 @@
-"""The scheduler: order, budget, blocks."""
+"""The scheduler: order, budget, blocks, shared prefixes, preemption."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_svc.kv_cache.block_table import BlockTable
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.scheduling.scheduler import Scheduler
 from inference_svc.scheduling.sequence import Sequence
 
 
-def sequence(prompt: int, total: int, *, xlora: bool = False, name: str = "r") -> Sequence:
-    return Sequence(name, list(range(prompt)), prompt, total, needs_scaling_pass=xlora)
+def sequence(
+    prompt: int, total: int, *, xlora: bool = False, name: str = "r", kind: str | None = None, reports: bool = False
+) -> Sequence:
+    """`kind` names what computes the blocks; None: they are not shared."""
+    return Sequence(
+        name,
+        list(range(prompt)),
+        prompt,
+        total,
+        needs_scaling_pass=xlora,
+        reports_positions=reports,
+        blocks=BlockTable(kind),
+        scaling_blocks=BlockTable(kind and "base"),
+    )
 
 
 def scheduler(blocks: int = 8, *, max_running: int = 4, max_batch_tokens: int = 8) -> Scheduler:
@@ -24,12 +39,22 @@ def run_step(subject: Scheduler) -> dict[str, int]:
     for item in subject.schedule():
         tokens[item.sequence.request_id] = item.num_tokens
         ends = item.reaches_end
-        item.sequence.num_computed += item.num_tokens
+        subject.advance(item)
         if ends:
             item.sequence.token_ids.append(0)
             if len(item.sequence.token_ids) >= item.sequence.max_total_tokens:
                 subject.remove(item.sequence)
     return tokens
+
+
+def run_to_the_end(subject: Scheduler) -> list[dict[str, int]]:
+    steps = []
+    while subject.has_work:
+        steps.append(run_step(subject))
+        subject.pool.check_integrity()
+        assert steps[-1]
+    assert subject.pool.num_free == subject.pool.num_blocks
+    return steps
 
 
 def test_a_long_prompt_is_cut_into_chunks_of_the_budget() -> None:
@@ -46,48 +71,226 @@ def test_decoding_goes_before_a_prompt_that_fills_the_budget() -> None:
     assert run_step(subject) == {"decoding": 1, "long": 7}
 
 
-def test_a_request_waits_until_all_its_blocks_are_free() -> None:
+def test_a_request_is_admitted_on_what_it_needs_now() -> None:
     subject = scheduler(blocks=4)
     subject.add(sequence(4, 12, name="first"))
     subject.add(sequence(4, 8, name="second"))
-    assert run_step(subject) == {"first": 4}
-    assert subject.num_waiting == 1
+    assert run_step(subject) == {"first": 4, "second": 4}
+    assert subject.pool.num_free == 2
+
+
+def test_a_request_waits_until_those_that_run_can_still_grow() -> None:
+    subject = scheduler(blocks=4)
+    subject.add(sequence(8, 12, name="first"))
+    subject.add(sequence(8, 12, name="second"))
+    assert run_step(subject) == {"first": 8}
+    assert (subject.num_waiting, subject.pool.num_free) == (1, 2)
 
 
 def test_an_xlora_request_holds_twice_the_blocks() -> None:
     subject = scheduler()
     subject.add(sequence(4, 8, xlora=True))
     subject.schedule()
+    assert subject.pool.num_free == 8 - 2
+    run_step(subject)
+    subject.schedule()
     assert subject.pool.num_free == 8 - 4
 
 
 def test_requests_are_admitted_in_order_even_if_a_later_one_would_fit() -> None:
     subject = scheduler(blocks=4)
-    subject.add(sequence(4, 12, name="first"))
-    subject.add(sequence(4, 16, name="big"))
+    subject.add(sequence(8, 12, name="first"))
+    subject.add(sequence(8, 16, name="big"))
     subject.add(sequence(1, 2, name="small"))
-    assert run_step(subject) == {"first": 4}
+    assert run_step(subject) == {"first": 8}
     assert subject.num_waiting == 2
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(1, 20), st.integers(1, 8), st.booleans(), st.integers(0, 12)), min_size=1, max_size=12
-    )
+def test_the_youngest_is_preempted_and_comes_back_before_those_that_wait() -> None:
+    subject = scheduler(blocks=4, max_batch_tokens=16)
+    first, second, third = (sequence(4, 16, name=name) for name in ("first", "second", "third"))
+    for item in (first, second, third):
+        subject.add(item)
+    steps = [run_step(subject) for _ in range(6)]
+    assert steps[0] == {"first": 4, "second": 4}
+    assert steps[5] == {"first": 1}
+    assert subject.counters.preemptions == 1
+    assert (second.num_computed, second.blocks.ids) == (0, [])
+    ends = run_to_the_end(subject)
+    assert next(step for step in ends if "second" in step)["second"] == second.num_prompt_tokens + 5
+    started = [name for step in ends for name in step]
+    assert started.index("second") < started.index("third")
+
+
+def test_a_second_request_skips_the_full_blocks_of_its_prefix_but_never_its_last_token() -> None:
+    subject = scheduler()
+    subject.add(sequence(8, 9, kind="base"))
+    run_to_the_end(subject)
+    again = sequence(8, 9, kind="base")
+    subject.add(again)
+    assert run_to_the_end(subject) == [{"r": 4}]
+    assert again.num_cached_prompt_tokens == 4
+    longer = sequence(10, 11, kind="base")
+    subject.add(longer)
+    assert run_to_the_end(subject) == [{"r": 2}]
+    assert (subject.counters.prompt_tokens, subject.counters.cached_prompt_tokens) == (26, 12)
+
+
+def test_blocks_of_another_identity_and_unshared_ones_are_not_found() -> None:
+    subject = scheduler()
+    for kind in ("lora", None, "base", None):
+        subject.add(sequence(9, 10, kind=kind))
+        assert run_to_the_end(subject) == [{"r": 8}, {"r": 1}]
+
+
+def test_two_requests_hold_a_shared_block_at_once() -> None:
+    subject = scheduler(max_batch_tokens=16)
+    subject.add(sequence(9, 14, kind="base", name="first"))
+    run_step(subject)
+    free = subject.pool.num_free
+    subject.add(sequence(9, 14, kind="base", name="second"))
+    assert run_step(subject) == {"first": 1, "second": 1}
+    assert subject.pool.num_free == free - 1
+    run_to_the_end(subject)
+
+
+def test_a_request_that_reports_positions_computes_them_all_once() -> None:
+    subject = scheduler(blocks=16, max_batch_tokens=32)
+    subject.add(sequence(9, 12, kind="base"))
+    run_to_the_end(subject)
+    reports = sequence(9, 12, kind="base", reports=True)
+    subject.add(reports)
+    assert run_step(subject) == {"r": 9}
+    subject._preempt(reports)  # what was reported is not needed again
+    assert run_step(subject) == {"r": 2}
+    run_to_the_end(subject)
+
+
+def test_the_real_pass_of_an_xlora_starts_no_later_than_its_scaling_pass() -> None:
+    subject = scheduler(blocks=32, max_batch_tokens=32)
+    base = sequence(9, 10, kind="base")
+    subject.add(base)
+    run_to_the_end(subject)
+    # Nothing of the real pass is known yet, but the scaling pass is that of the base model.
+    first = sequence(13, 14, xlora=True, kind="x")
+    subject.add(first)
+    subject.schedule()
+    assert (first.num_computed, first.num_scaling_computed) == (0, 8)
+    run_to_the_end(subject)
+    second = sequence(13, 14, xlora=True, kind="x")
+    subject.add(second)
+    subject.schedule()
+    assert (second.num_computed, second.num_scaling_computed) == (12, 12)
+    run_to_the_end(subject)
+    # Only four positions of the scaling pass are left: the real pass has to begin there, though it knows twelve.
+    pool = subject.pool
+    held = pool.take(pool.num_free - pool.num_published)
+    keep = BlockTable("x").find_shared(pool, range(13), 13) + BlockTable("base").find_shared(pool, range(13), 4)
+    pool.hold(keep)
+    held += pool.take(pool.num_free)
+    pool.give_back(keep)
+    pool.give_back(held)
+    third = sequence(13, 14, xlora=True, kind="x")
+    subject.add(third)
+    subject.schedule()
+    assert (third.num_computed, third.num_scaling_computed) == (4, 4)
+    run_to_the_end(subject)
+
+
+def test_a_frozen_request_gives_its_scaling_blocks_back_and_shares_nothing_that_follows() -> None:
+    subject = scheduler(blocks=16, max_batch_tokens=16)
+    frozen = sequence(6, 20, xlora=True, kind="x")
+    subject.add(frozen)
+    run_step(subject)
+    free = subject.pool.num_free
+    subject.release_scaling_blocks(frozen)
+    assert subject.pool.num_free == free + 2
+    for _ in range(8):
+        run_step(subject)
+    assert frozen.scaling_blocks.ids == []
+    assert len(BlockTable("x").find_shared(subject.pool, frozen.token_ids, 12)) == 1
+    # Computed anew: the scaling pass up to where it ended, in a step of its own, then the rest without it.
+    subject._preempt(frozen)
+    assert run_step(subject) == {"r": 2}
+    assert frozen.scaling_blocks.ids == []
+    assert run_step(subject) == {"r": len(frozen.token_ids) - 7}
+    run_to_the_end(subject)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request of the property test."""
+
+    prompt: int
+    new: int
+    xlora: bool
+    kind: str
+    start: int
+    freezes_after: int | None
+
+
+ARRIVALS = st.builds(
+    Arrival,
+    st.integers(1, 20),
+    st.integers(1, 12),
+    st.booleans(),
+    st.sampled_from(["base", "x", "y"]),
+    st.integers(0, 12),
+    st.none() | st.integers(1, 6),
 )
-def test_every_request_ends_and_every_block_comes_back(requests: list[tuple[int, int, bool, int]]) -> None:
-    subject = scheduler(blocks=16)
-    pending = [
-        (start, sequence(prompt, prompt + new, xlora=xlora, name=str(i)))
-        for i, (prompt, new, xlora, start) in enumerate(requests)
+
+
+@given(st.lists(ARRIVALS, min_size=1, max_size=12), st.sampled_from([16, 17, 40]))
+def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
+    requests: list[Arrival], blocks: int
+) -> None:
+    subject = scheduler(blocks=blocks)
+    order = sorted(requests, key=lambda item: item.start)
+    sequences = [
+        sequence(r.prompt, r.prompt + r.new, xlora=r.xlora, name=str(i), kind=r.kind) for i, r in enumerate(order)
     ]
-    step = 0
-    while pending or subject.has_work:
-        for item in [p for p in pending if p[0] <= step]:
-            pending.remove(item)
-            subject.add(item[1])
-        assert sum(run_step(subject).values()) <= subject.max_batch_tokens
+    arrived = step = 0
+    while arrived < len(order) or subject.has_work:
+        while arrived < len(order) and order[arrived].start <= step:
+            subject.add(sequences[arrived])
+            arrived += 1
+        oldest = subject._running[0] if subject._running else None
+        scheduled = subject.schedule()
+        subject.pool.check_integrity()
+        assert sum(item.num_tokens for item in scheduled) <= subject.max_batch_tokens
+        assert scheduled or not subject.has_work
+        if oldest is not None:
+            assert subject._running[0] is oldest
+            assert any(item.sequence is oldest for item in scheduled)
+        # Whoever came earlier is served no later; those that were preempted come back to their old place.
+        ages = [int(item.request_id) for item in (*subject._running, *subject._waiting)]
+        assert ages == sorted(ages)
+        # What is written is held by nobody else.
+        written = [
+            block
+            for item in scheduled
+            for table, first in (
+                (item.sequence.blocks, item.first_position),
+                (item.sequence.scaling_blocks, item.sequence.num_scaling_computed),
+            )
+            for block in table.ids[first // 4 : -(-item.positions.stop // 4)]
+        ]
+        assert len(set(written)) == len(written)
+        assert all(subject.pool._holders[block] == 1 for block in written)
+        for item in scheduled:
+            running = item.sequence
+            ends = item.reaches_end
+            subject.advance(item)
+            if not ends:
+                continue
+            running.token_ids.append(0)
+            freezes_after = order[int(running.request_id)].freezes_after
+            if running.needs_scaling_pass and running.num_generated == freezes_after and running.frozen_from is None:
+                subject.release_scaling_blocks(running)
+            if len(running.token_ids) >= running.max_total_tokens:
+                subject.remove(running)
         subject.pool.check_integrity()
         step += 1
-        assert step < 1000
+        assert step < 2000
+    assert all(len(item.token_ids) == item.max_total_tokens for item in sequences)
     assert subject.pool.num_free == subject.pool.num_blocks
