@@ -8,6 +8,8 @@ InferenceError
 ├── OrderingNotFound        the ordering service knows no such ordering           NOT_FOUND
 ├── AdapterExists           the name is taken                                     ALREADY_EXISTS
 ├── AdapterMalformed        a file of the adapter is broken                       INVALID_ARGUMENT
+├── SourceChanged           a file changed while it was read                      ABORTED
+├── DigestMismatch          the adapter is not the version that was expected      ABORTED
 ├── AdapterUnfit            it does not fit the base model                        FAILED_PRECONDITION
 ├── AdapterUnsupported      it asks for something that is not supported           FAILED_PRECONDITION
 ├── AdapterWrongKind        an X-LoRA where a LoRA is wanted, or the reverse      FAILED_PRECONDITION
@@ -17,7 +19,8 @@ InferenceError
 ├── LimitReached            a limit on count, rank, bytes or queue length         RESOURCE_EXHAUSTED
 │   ├── QueueFull
 │   ├── RequestTooLarge
-│   └── ReaderTooSlow
+│   ├── ReaderTooSlow
+│   └── WatcherTooSlow
 └── Unavailable             try again later or elsewhere                          UNAVAILABLE
     ├── Draining
     ├── EngineStopped
@@ -85,6 +88,18 @@ class AdapterMalformed(InferenceError):
     reason = "ADAPTER_MALFORMED"
 
 
+class SourceChanged(InferenceError):
+    """A file changed while it was read: what would be loaded is neither the old adapter nor the new one."""
+
+    reason = "SOURCE_CHANGED"
+
+
+class DigestMismatch(InferenceError):
+    """The resident adapter is not the version that the caller expected."""
+
+    reason = "DIGEST_MISMATCH"
+
+
 class AdapterUnfit(InferenceError):
     """The adapter does not fit the base model."""
 
@@ -143,6 +158,12 @@ class ReaderTooSlow(LimitReached):
     """The client stopped reading its answer."""
 
     reason = "READER_TOO_SLOW"
+
+
+class WatcherTooSlow(LimitReached):
+    """The client did not read the events of a watch as fast as they came."""
+
+    reason = "WATCHER_TOO_SLOW"
 
 
 class Unavailable(InferenceError):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from inference_svc.errors import AdapterMalformed, AdapterUnsupported, LimitReached, SourceNotFound
-from inference_svc.weights.errors import FileMissing, UnsupportedFile, WeightsError
+from inference_svc.errors import AdapterMalformed, AdapterUnsupported, LimitReached, SourceChanged, SourceNotFound
+from inference_svc.weights.errors import FileChanged, FileMissing, UnsupportedFile, WeightsError
 from inference_svc.weights.safetensors_header import read_tensors
 
 _CHUNK = 1 << 20
@@ -25,6 +25,10 @@ class ContentDigest:
         self._sha.update(f"{len(name)}:{name}:{len(content)}:".encode())
         self._sha.update(content)
 
+    def add_hash(self, name: str, sha: hashlib._Hash) -> None:
+        """Add a file under a name that does not depend on where it lies, by the SHA-256 of what was read from it."""
+        self.add(name, sha.digest())
+
     def add_file(self, name: str, path: Path) -> None:
         """Add a file under a name that does not depend on where it lies.
 
@@ -38,7 +42,7 @@ class ContentDigest:
                     own.update(chunk)
         except OSError as error:
             raise SourceNotFound(f"{name} cannot be read: {error.strerror}", file=name) from error
-        self.add(name, own.digest())
+        self.add_hash(name, own)
 
     def hexdigest(self) -> str:
         """64 hex digits."""
@@ -54,13 +58,14 @@ def file_state(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def read_adapter_tensors(path: Path, name: str, max_bytes: int) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; `name` is how messages call it.
+def read_adapter_tensors(path: Path, name: str, max_bytes: int, sha: hashlib._Hash | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; `name` is how messages call it, `sha` takes in its bytes as they are read.
 
     Raises:
         SourceNotFound: there is no such file.
         LimitReached: it is larger than `max_bytes`.
         AdapterMalformed: it is broken, or a tensor is not of floating point or not finite.
+        SourceChanged: it became shorter while it was read.
         AdapterUnsupported: a type of tensor that is not supported.
     """
     try:
@@ -72,11 +77,13 @@ def read_adapter_tensors(path: Path, name: str, max_bytes: int) -> dict[str, Ten
             f"{name} has {size} bytes, the limit for adapters is {max_bytes}", file=name, limit=str(max_bytes)
         )
     try:
-        return read_tensors(path)
+        return read_tensors(path, None if sha is None else sha.update)
     except FileMissing as error:
         raise SourceNotFound(f"{name}: {_said(error)}", file=name) from error
     except UnsupportedFile as error:
         raise AdapterUnsupported(f"{name}: {_said(error)}", file=name) from error
+    except FileChanged as error:
+        raise SourceChanged(f"{name}: {_said(error)}; load it again", file=name) from error
     except WeightsError as error:
         raise AdapterMalformed(f"{name}: {_said(error)}", file=name) from error
 

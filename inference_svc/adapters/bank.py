@@ -21,11 +21,14 @@ class LinearDelta:
     a: Tensor  # [sum_rank, in_features]
     b: Tensor  # [out_features, sum_rank], with each adapter's scale (alpha / r) folded in
     expert_of_rank: Tensor  # int64 [sum_rank], which adapter a rank belongs to
+    # float32 [out_features]: DoRA changes the base's own output by this factor less one (a bank of one adapter only).
+    base_factor: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
-        return sum(t.numel() * t.element_size() for t in (self.a, self.b, self.expert_of_rank))
+        tensors = (self.a, self.b, self.expert_of_rank, self.base_factor)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from inference_svc.weights.quantization import QuantizedTensor
 
 QUANTIZED_LAYER_SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "llama": (
@@ -43,6 +45,7 @@ class BaseModelShape:
     linear_shapes: Mapping[str, tuple[int, int]]  # module path -> (out_features, in_features)
     is_quantized: bool
     device: torch.device  # where adapter tensors go
+    weights: Mapping[str, QuantizedTensor] = field(default_factory=dict)  # of linear layers and embedding, packed
 
     def layer_problems(self, paths: Iterable[str]) -> list[str]:
         """One sentence for each module path that no adapter of this base model can change.

@@ -22,6 +22,7 @@ class ConfigFile:
 
     name: str
     values: Mapping[str, object]
+    content: bytes = b""  # the file as it was read
 
     def refuse(self, key: str, expected: str) -> NoReturn:
         """Raise AdapterMalformed naming file, key and value."""
@@ -64,13 +65,21 @@ class ConfigFile:
         """Refuse keys that nobody here understands and that say something.
 
         Raises:
-            AdapterUnsupported: a key outside `known` with a value other than null, false, 0, or empty.
+            AdapterUnsupported: a key outside `known` with a value other than null, false, 0, or empty; lists them all.
         """
-        unknown = set(self.values) - set(known)
-        said = sorted(key for key in unknown if self.values[key])
+        said = self.said(set(self.values) - set(known))
         if said:
-            listed = summary([f"`{key}`: {json.dumps(self.values[key])[:60]}" for key in said])
-            raise AdapterUnsupported(f"{self.name}: not supported: {listed}", file=self.name, key=said[0])
+            listed = summary([f"`{key}`: {json.dumps(self.values[key])[:60]}" for key in said], shown=len(said))
+            raise AdapterUnsupported(
+                f"{self.name}: unknown keys, which may change what the adapter computes, are not supported: {listed}",
+                file=self.name,
+                key=said[0],
+                keys=",".join(said),
+            )
+
+    def said(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys whose value says something, sorted: not null, false, 0, or empty."""
+        return sorted(key for key in keys if self.values.get(key))
 
 
 def read_config(path: Path, name: str) -> ConfigFile:
@@ -101,7 +110,7 @@ def read_config(path: Path, name: str) -> ConfigFile:
         raise AdapterMalformed(f"{name} is not valid JSON: {error}", file=name) from error
     if not isinstance(values, dict):
         raise AdapterMalformed(f"{name} is not a JSON object", file=name)
-    return ConfigFile(name, values)
+    return ConfigFile(name, values, raw)
 
 
 def max_depth(text: str) -> int:

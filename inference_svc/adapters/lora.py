@@ -1,7 +1,8 @@
-"""A PEFT LoRA adapter: `adapter_config.json` and `adapter_model.safetensors` to the matrices that the layers apply."""
+"""A PEFT LoRA or DoRA adapter: its configuration and tensors to the matrices that the layers apply."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from inference_svc.adapters.adapter_files import ContentDigest, file_state, read_adapter_tensors, tensor_problem
 from inference_svc.adapters.bank import AdapterBank, LinearDelta
+from inference_svc.adapters.base_copies import copy_problem
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, summary
+from inference_svc.adapters.dora import magnitude_ratios
 from inference_svc.adapters.peft_config import CONFIG_NAME, PeftLoraConfig, read_peft_config
 from inference_svc.adapters.selection import AdapterKind
 from inference_svc.errors import (
@@ -21,14 +24,18 @@ from inference_svc.errors import (
     AdapterUnsupported,
     InferenceError,
     LimitReached,
+    SourceChanged,
 )
 
 TENSORS_NAME = "adapter_model.safetensors"
 
+_PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<half>[AB])(\.default)?\.weight")
-# Parts of keys that plain LoRA does not have, and what they belong to.
+_MAGNITUDE_KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
+_BASE_COPY_KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.base_layer\.weight")
+_EMBEDDING_COPY_KEY = "base_model.model.model.embed_tokens.weight"
+# Parts of keys that neither LoRA nor DoRA has, and what they belong to.
 _UNSUPPORTED_PARTS: Mapping[str, str] = {
-    "lora_magnitude_vector": "DoRA",
     "lora_embedding_": "an adapted embedding",
     "modules_to_save": "a module saved whole",
     ".base_layer.": "a base weight",
@@ -39,10 +46,11 @@ _UNSUPPORTED_PARTS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraMatrices:
-    """A and B of one linear layer, float32, with the scale folded into B."""
+    """A and B of one linear layer, float32, with the scale folded into B, and so is a DoRA's ratio of magnitudes."""
 
     a: Tensor  # [rank, in_features]
     b: Tensor  # [out_features, rank]
+    base_factor: Tensor | None = None  # [out_features], DoRA only: see LinearDelta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +63,7 @@ class LoraFiles:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedLora:
-    """A LoRA adapter in memory."""
+    """A LoRA or DoRA adapter in memory."""
 
     bank: AdapterBank
     config: PeftLoraConfig
@@ -75,19 +83,20 @@ class LoadedLora:
 
 
 def load_lora(folder: Path, base: BaseModelShape, limits: AdapterLimits) -> LoadedLora:
-    """Load a LoRA adapter; its tensors are float32 on the base model's device.
+    """Load a LoRA or DoRA adapter; its tensors are float32 on the base model's device.
 
     Raises:
         SourceNotFound: a file is missing.
-        AdapterMalformed: a file is broken, or its tensors do not fit each other.
-        AdapterUnsupported: more than plain LoRA.
+        SourceChanged: a file changed while it was read.
+        AdapterMalformed: a file is broken, or its tensors do not fit each other or the configuration.
+        AdapterUnsupported: more than LoRA and DoRA.
         AdapterUnfit: it does not fit the base model.
         LimitReached: rank or bytes.
     """
     digest = ContentDigest()
-    files = read_lora_files(folder, base, limits, digest, "")
+    files = read_lora_files(folder, base, limits, digest, "", with_dora=True)
     deltas = {
-        path: LinearDelta(m.a, m.b, torch.zeros(m.a.shape[0], dtype=torch.int64, device=base.device))
+        path: LinearDelta(m.a, m.b, torch.zeros(m.a.shape[0], dtype=torch.int64, device=base.device), m.base_factor)
         for path, m in files.matrices.items()
     }
     content = digest.hexdigest()
@@ -106,40 +115,56 @@ def largest_rank(files: LoraFiles) -> int:
 
 
 def read_lora_files(
-    folder: Path, base: BaseModelShape, limits: AdapterLimits, digest: ContentDigest, prefix: str
+    folder: Path,
+    base: BaseModelShape,
+    limits: AdapterLimits,
+    digest: ContentDigest,
+    prefix: str,
+    *,
+    with_dora: bool = False,
 ) -> LoraFiles:
-    """Read and check a LoRA folder; both files go into `digest` under `prefix`. Raises what `load_lora` raises."""
+    """Read and check a LoRA folder; both files go into `digest` under `prefix`.
+
+    Raises what `load_lora` raises, and AdapterUnsupported for a DoRA unless `with_dora`: it is no expert of a mixture.
+    """
     name = f"{folder.name}/{TENSORS_NAME}"
     paths = (folder / CONFIG_NAME, folder / TENSORS_NAME)
     before = tuple(file_state(path) for path in paths)
     config = read_peft_config(folder)
+    _check_config(config, folder.name, base, with_dora)
+    if not (folder / TENSORS_NAME).is_file() and (folder / "adapter_model.bin").exists():
+        raise AdapterUnsupported(f"{folder.name}/adapter_model.bin is a pickle; save the adapter as safetensors")
+    content = hashlib.sha256()
+    tensors = read_adapter_tensors(folder / TENSORS_NAME, name, limits.max_bytes, content)
+    if before != tuple(file_state(path) for path in paths):
+        raise SourceChanged(f"the files of {folder.name} changed while they were read; load it again", file=name)
+    digest.add_hash(f"{prefix}{CONFIG_NAME}", hashlib.sha256(config.content))
+    digest.add_hash(f"{prefix}{TENSORS_NAME}", content)
+    if not tensors:
+        raise AdapterMalformed(f"{name} holds no tensors", file=name)
+    findings = _Findings(name)
+    layers = _layers(tensors, config, base, findings)
+    _check_targets(layers, config, base, findings)
+    matrices = {}
+    for path, layer in layers.items():
+        if _fits(path, layer, config, base, limits, findings):
+            matrices[path] = _matrices(path, layer, config, base, findings)
+    findings.raise_if_any()
+    return LoraFiles(config, matrices)
+
+
+def _check_config(config: PeftLoraConfig, folder: str, base: BaseModelShape, with_dora: bool) -> None:
     if base.is_another_model(config.base_model_id):
         raise AdapterUnfit(
-            f"{folder.name}/{CONFIG_NAME}: the adapter was trained for base model {config.base_model_id!r}, "
+            f"{folder}/{CONFIG_NAME}: the adapter was trained for base model {config.base_model_id!r}, "
             f"loaded is {base.base_model_id!r}",
             adapter_base=config.base_model_id,
             base=base.base_model_id,
         )
-    if not (folder / TENSORS_NAME).is_file() and (folder / "adapter_model.bin").exists():
-        raise AdapterUnsupported(f"{folder.name}/adapter_model.bin is a pickle; save the adapter as safetensors")
-    digest.add_file(f"{prefix}{CONFIG_NAME}", folder / CONFIG_NAME)
-    tensors = read_adapter_tensors(folder / TENSORS_NAME, name, limits.max_bytes)
-    digest.add_file(f"{prefix}{TENSORS_NAME}", folder / TENSORS_NAME)
-    if not tensors:
-        raise AdapterMalformed(f"{name} holds no tensors", file=name)
-    findings = _Findings(name)
-    pairs = _pairs(tensors, findings)
-    matrices = {}
-    for path, (a, b) in pairs.items():
-        if _fits(path, a, b, config, base, limits, findings):
-            scaled = b.to(base.device, torch.float32) * config.scale_for(path)
-            if not bool(scaled.isfinite().all()):
-                findings.malformed.append(f"`{path}`: lora_B times the scale {config.scale_for(path)} overflows")
-            matrices[path] = LoraMatrices(a.to(base.device, torch.float32).contiguous(), scaled.contiguous())
-    findings.raise_if_any()
-    if before != tuple(file_state(path) for path in paths):
-        raise AdapterMalformed(f"{name} changed while it was read; load it again", file=name)
-    return LoraFiles(config, matrices)
+    if config.use_dora and not with_dora:
+        raise AdapterUnsupported(
+            f"{folder}/{CONFIG_NAME}: `use_dora`: a DoRA cannot be an adapter of an X-LoRA", key="use_dora"
+        )
 
 
 @dataclass(slots=True)
@@ -166,43 +191,90 @@ class _Findings:
                 raise error(f"{self.name}: {summary(problems)}", file=self.name, problems=str(len(problems)))
 
 
-def _pairs(tensors: Mapping[str, Tensor], findings: _Findings) -> dict[str, tuple[Tensor, Tensor]]:
-    halves: dict[str, dict[str, Tensor]] = {}
+@dataclass(slots=True)
+class _Layer:
+    """The tensors of one module as they are in the file."""
+
+    a: Tensor | None = None
+    b: Tensor | None = None
+    magnitude: Tensor | None = None  # DoRA only
+    is_broken: bool = False  # already among the findings
+
+
+def _layers(
+    tensors: Mapping[str, Tensor], config: PeftLoraConfig, base: BaseModelShape, findings: _Findings
+) -> dict[str, _Layer]:
+    """The complete layers; everything else goes into the findings."""
+    layers: dict[str, _Layer] = {}
     for key, tensor in sorted(tensors.items()):
-        match = _KEY.fullmatch(key)
-        part = next((what for part, what in _UNSUPPORTED_PARTS.items() if part in key), None)
-        if match is None and part is not None:
-            findings.unsupported.append(f"`{key}` is {part}, which is not supported")
-        elif match is None and "lora_" not in key and key.endswith(".weight"):
-            findings.unsupported.append(f"`{key}` is a whole weight, not LoRA, which is not supported")
-        elif match is None:
-            findings.malformed.append(f"`{key}` is not a LoRA tensor (base_model.model.PATH.lora_A.weight or lora_B)")
-        elif match["half"] in halves.setdefault(match["path"], {}):
-            findings.malformed.append(f"`{key}` is there twice, with and without `.default`")
-        elif problem := tensor_problem(key, tensor, dimensions=2):
-            findings.malformed.append(problem)
-            halves[match["path"]][match["half"]] = tensor.new_empty(0)
+        if match := _KEY.fullmatch(key):
+            slot, dimensions = match["half"].lower(), 2
+        elif match := _MAGNITUDE_KEY.fullmatch(key):
+            slot, dimensions = "magnitude", 1
         else:
-            halves[match["path"]][match["half"]] = tensor
-    pairs = {}
-    for path, found in halves.items():
-        if missing := {"A", "B"} - found.keys():
-            findings.malformed.append(f"`{path}` lacks lora_{missing.pop()}")
-        elif all(half.dim() == 2 for half in found.values()):
-            pairs[path] = (found["A"], found["B"])
-    return pairs
+            _other(key, tensor, base, findings)
+            continue
+        layer = layers.setdefault(match["path"], _Layer())
+        if getattr(layer, slot) is not None:
+            findings.malformed.append(f"`{key}` is there twice, with and without `.default`")
+        elif problem := tensor_problem(key, tensor, dimensions):
+            findings.malformed.append(problem)
+            layer.is_broken = True
+        setattr(layer, slot, tensor)
+    for path, layer in layers.items():
+        for half, present in (("A", layer.a), ("B", layer.b)):
+            if present is None:
+                findings.malformed.append(f"`{path}` lacks lora_{half}")
+        if config.use_dora != (layer.magnitude is not None):
+            layer.is_broken = True
+        if config.use_dora and layer.magnitude is None:
+            findings.malformed.append(f"`{path}` lacks lora_magnitude_vector, {CONFIG_NAME} says `use_dora`")
+        if not config.use_dora and layer.magnitude is not None:
+            findings.malformed.append(f"`{path}` has a lora_magnitude_vector, {CONFIG_NAME} does not say `use_dora`")
+    return layers
+
+
+def _other(key: str, tensor: Tensor, base: BaseModelShape, findings: _Findings) -> None:
+    """A tensor that belongs to no layer: a copy of a base weight is dropped, everything else is a finding."""
+    if (match := _BASE_COPY_KEY.fullmatch(key)) or key == _EMBEDDING_COPY_KEY:
+        problem = copy_problem(match["path"] if match else "model.embed_tokens", tensor, base)
+        if problem is not None:
+            findings.unsupported.append(f"`{key}` {problem}, which is not supported")
+        return
+    part = next((what for part, what in _UNSUPPORTED_PARTS.items() if part in key), None)
+    if part is not None:
+        findings.unsupported.append(f"`{key}` is {part}, which is not supported")
+    elif "lora_" not in key and key.endswith(".weight"):
+        findings.unsupported.append(f"`{key}` is a whole weight, not LoRA, which is not supported")
+    else:
+        findings.malformed.append(f"`{key}` is not a LoRA tensor ({_PREFIX}PATH.lora_A.weight or lora_B)")
+
+
+def _check_targets(
+    layers: Mapping[str, _Layer], config: PeftLoraConfig, base: BaseModelShape, findings: _Findings
+) -> None:
+    """What was trained must be there, and what is there must have been trained: else file and configuration differ."""
+    if config.targets is None:
+        return
+    trained = {path for path in base.linear_shapes if config.targets.contain(path)}
+    for path in sorted(trained - layers.keys()):
+        findings.malformed.append(f"`{path}` has no tensors, but {CONFIG_NAME} says that it was trained")
+    for path in sorted((layers.keys() & base.linear_shapes.keys()) - trained):
+        findings.malformed.append(f"`{path}` has tensors, but {CONFIG_NAME} does not say that it was trained")
 
 
 def _fits(
     path: str,
-    a: Tensor,
-    b: Tensor,
+    layer: _Layer,
     config: PeftLoraConfig,
     base: BaseModelShape,
     limits: AdapterLimits,
     findings: _Findings,
 ) -> bool:
     """Report what does not fit; True if everything does."""
+    a, b = layer.a, layer.b
+    if a is None or b is None or layer.is_broken:
+        return False
     rank = a.shape[0]
     if b.shape[1] != rank or rank == 0:
         shapes = f"lora_A has shape {list(a.shape)} and lora_B {list(b.shape)}"
@@ -218,6 +290,10 @@ def _fits(
             f"`{path}`: the adapter is for (out, in) = ({b.shape[0]}, {a.shape[1]}), the base model has {shape}"
         )
         fits = False
+    elif layer.magnitude is not None and layer.magnitude.shape != (shape[0],):
+        found = list(layer.magnitude.shape)
+        findings.malformed.append(f"`{path}`: lora_magnitude_vector has shape {found}, expected [{shape[0]}]")
+        fits = False
     if rank != config.rank_for(path):
         findings.unfit.append(f"`{path}`: the tensors have rank {rank}, {CONFIG_NAME} says {config.rank_for(path)}")
         fits = False
@@ -225,3 +301,23 @@ def _fits(
         findings.over_limit.append(f"`{path}`: rank {rank} is above the limit of {limits.max_rank}")
         fits = False
     return fits
+
+
+def _matrices(
+    path: str, layer: _Layer, config: PeftLoraConfig, base: BaseModelShape, findings: _Findings
+) -> LoraMatrices:
+    """What the layer computes with; numbers that overflow go into the findings."""
+    assert layer.a is not None
+    assert layer.b is not None
+    a = layer.a.to(base.device, torch.float32).contiguous()
+    b = (layer.b.to(base.device, torch.float32) * config.scale_for(path)).contiguous()
+    if not bool(b.isfinite().all()):
+        findings.malformed.append(f"`{path}`: lora_B times the scale {config.scale_for(path)} overflows")
+    if layer.magnitude is None:
+        return LoraMatrices(a, b)
+    magnitude = layer.magnitude.to(base.device, torch.float32)
+    ratios = magnitude_ratios(base.weights[path], a, b, magnitude)
+    if not bool(ratios.isfinite().all()):
+        row = int((~ratios.isfinite()).to(torch.int8).argmax())
+        findings.malformed.append(f"`{path}`: row {row} of the adapted weight has norm 0, which DoRA divides by")
+    return LoraMatrices(a, (b * ratios[:, None]).contiguous(), ratios - 1.0)

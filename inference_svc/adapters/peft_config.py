@@ -1,4 +1,4 @@
-"""`adapter_config.json` of a PEFT LoRA adapter: what changes the maths is understood or refused by name."""
+"""`adapter_config.json` of a PEFT LoRA or DoRA adapter: what changes the maths is understood or refused by name."""
 
 from __future__ import annotations
 
@@ -7,49 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference_svc.adapters.base_model import summary
 from inference_svc.adapters.config_file import ConfigFile, as_float, is_finite_number, read_config
+from inference_svc.adapters.peft_fields import IGNORED, PLAIN_INITS, REFUSED, UNDERSTOOD
 from inference_svc.adapters.peft_patterns import ModulePatterns, PatternError, compile_patterns
+from inference_svc.adapters.peft_targets import PeftTargets
 from inference_svc.errors import AdapterMalformed, AdapterUnsupported
 
 CONFIG_NAME = "adapter_config.json"
-
-_UNDERSTOOD = frozenset(
-    {
-        "alpha_pattern",
-        "base_model_name_or_path",
-        "bias",
-        "fan_in_fan_out",
-        "init_lora_weights",
-        "layers_to_transform",
-        "lora_alpha",
-        "peft_type",
-        "r",
-        "rank_pattern",
-        "target_modules",
-        "task_type",
-        "use_rslora",
-    }
-)
-# They say how the adapter was made or which modules were chosen; the tensors already answer both.
-_HARMLESS = frozenset(
-    {
-        "auto_mapping",
-        "corda_config",
-        "eva_config",
-        "exclude_modules",
-        "inference_mode",
-        "layers_pattern",
-        "loftq_config",
-        "lora_dropout",
-        "lora_ga_config",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-    }
-)
-# These change the base weights when PEFT loads the adapter; an adapter converted on saving says `true` instead.
-_PLAIN_INITS = ("gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +24,13 @@ class PeftLoraConfig:
     r: int
     lora_alpha: float
     use_rslora: bool
+    use_dora: bool
     rank_pattern: ModulePatterns
     alpha_pattern: ModulePatterns
     base_model_id: str  # empty: not said
     task_type: str
-    target_modules: tuple[str, ...]  # informational: the tensors are the truth; a regex is its only entry
-    layers_to_transform: tuple[int, ...]  # informational, like target_modules
+    targets: PeftTargets | None  # None: not said, or by an expression that cannot be checked; the tensors decide
+    content: bytes  # the file as it was read
 
     def rank_for(self, path: str) -> int:
         """LoRA rank of a module."""
@@ -83,7 +49,7 @@ def read_peft_config(folder: Path) -> PeftLoraConfig:
     Raises:
         SourceNotFound: there is no such file.
         AdapterMalformed: the file, a key or a value is broken; names file, key and value.
-        AdapterUnsupported: it asks for something beyond plain LoRA; names the key.
+        AdapterUnsupported: it asks for something beyond LoRA and DoRA; names the keys.
     """
     config = read_config(folder / CONFIG_NAME, f"{folder.name}/{CONFIG_NAME}")
     _refuse_unsupported(config)
@@ -91,12 +57,13 @@ def read_peft_config(folder: Path) -> PeftLoraConfig:
         r=config.integer("r", 8, minimum=1),
         lora_alpha=config.number("lora_alpha", 8),
         use_rslora=config.boolean("use_rslora", False),
+        use_dora=config.boolean("use_dora", False),
         rank_pattern=_patterns(config, "rank_pattern", whole=True),
         alpha_pattern=_patterns(config, "alpha_pattern", whole=False),
         base_model_id=config.text("base_model_name_or_path", ""),
         task_type=config.text("task_type", ""),
-        target_modules=_names(config, "target_modules"),
-        layers_to_transform=_indices(config, "layers_to_transform"),
+        targets=_targets(config),
+        content=config.content,
     )
 
 
@@ -117,9 +84,12 @@ def _refuse_unsupported(config: ConfigFile) -> None:
     if config.boolean("fan_in_fan_out", False):
         refuse("fan_in_fan_out", "the base model's linear layers store (out, in)")
     init = config.values.get("init_lora_weights", True)
-    if not isinstance(init, bool) and init is not None and (not isinstance(init, str) or init not in _PLAIN_INITS):
+    if not isinstance(init, bool) and init is not None and (not isinstance(init, str) or init not in PLAIN_INITS):
         refuse("init_lora_weights", "it changes the base weights; convert the adapter to plain LoRA when saving it")
-    config.refuse_unknown(_UNDERSTOOD | _HARMLESS)
+    if refused := config.said(REFUSED):
+        listed = summary([f"`{key}` ({REFUSED[key]})" for key in refused], shown=len(refused))
+        raise AdapterUnsupported(f"{config.name}: not supported: {listed}", file=config.name, key=refused[0])
+    config.refuse_unknown(UNDERSTOOD | IGNORED.keys())
 
 
 def _patterns(config: ConfigFile, key: str, *, whole: bool) -> ModulePatterns:
@@ -144,21 +114,35 @@ def _patterns(config: ConfigFile, key: str, *, whole: bool) -> ModulePatterns:
         raise AdapterMalformed(f"{config.name}: `{key}`: {error}", file=config.name, key=key) from error
 
 
-def _names(config: ConfigFile, key: str) -> tuple[str, ...]:
+def _targets(config: ConfigFile) -> PeftTargets | None:
+    """What the configuration says of the modules that were trained."""
+    modules, exclude = _names(config, "target_modules"), _names(config, "exclude_modules")
+    layers, pattern = _indices(config), _names(config, "layers_pattern")
+    if not modules:
+        return None  # an old file; PEFT has a table of defaults for each architecture
+    try:
+        return PeftTargets(modules, exclude, layers, (pattern,) if isinstance(pattern, str) else pattern)
+    except PatternError:
+        return None  # it only says again what the tensors say, so it is no reason to refuse the adapter
+
+
+def _names(config: ConfigFile, key: str) -> str | tuple[str, ...]:
     value = config.values.get(key)
-    listed = [value] if isinstance(value, str) else value
-    if listed is None:
+    if value is None or value == "":
         return ()
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         config.refuse(key, "a list of module names, or a regular expression")
-    return tuple(listed)
+    return tuple(value)
 
 
-def _indices(config: ConfigFile, key: str) -> tuple[int, ...]:
-    value = config.values.get(key)
-    listed = [value] if isinstance(value, int) else value
-    if listed is None:
+def _indices(config: ConfigFile) -> int | tuple[int, ...]:
+    value = config.values.get("layers_to_transform")
+    if value is None:
         return ()
-    if not isinstance(listed, list) or not all(type(index) is int and index >= 0 for index in listed):
-        config.refuse(key, "a layer index or a list of layer indices")
-    return tuple(listed)
+    listed = value if isinstance(value, list) else [value]
+    indices = tuple(index for index in listed if type(index) is int and index >= 0)
+    if len(indices) < len(listed):
+        config.refuse("layers_to_transform", "a layer index or a list of layer indices")
+    return indices if isinstance(value, list) else indices[0]

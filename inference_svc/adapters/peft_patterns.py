@@ -40,6 +40,15 @@ def compile_patterns(values: Mapping[str, float]) -> ModulePatterns:
     return ModulePatterns(tuple((_compiled(key), value) for key, value in values.items()))
 
 
+def check_pattern(key: str) -> None:
+    """Refuse what is not a regular expression, and one that could take very long.
+
+    Raises:
+        PatternError: naming the pattern.
+    """
+    _compiled(key)
+
+
 def _compiled(key: str) -> re.Pattern[str]:
     if len(key) > MAX_PATTERN_LENGTH:
         raise PatternError(f"pattern {key[:60]!r}... is longer than {MAX_PATTERN_LENGTH} characters")

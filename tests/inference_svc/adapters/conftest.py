@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from safetensors.torch import save_file
 from torch import Tensor
 
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.lora import LoadedLora, load_lora
+from inference_svc.weights.quantization import QuantizedTensor
 
 HIDDEN, WIDE = 8, 12
 BASE_ID = "maker/tiny"
@@ -64,7 +66,7 @@ class AdapterWriter:
             "base_model_name_or_path": BASE_ID,
             "r": rank,
             "lora_alpha": 2 * rank,
-            "target_modules": ["q_proj"],
+            "target_modules": sorted(chosen) if tensors is None else None,
             "lora_dropout": 0.1,
             "peft_version": "0.21.2",
         }
@@ -102,14 +104,23 @@ class AdapterWriter:
 @pytest.fixture
 def base() -> BaseModelShape:
     """Two layers of four linear modules, and the head."""
+    generator = torch.Generator().manual_seed(3)
+
+    def packed(shape: tuple[int, int]) -> QuantizedTensor:
+        dense = torch.randn(shape, generator=generator)
+        return QuantizedTensor(dense.view(torch.uint8), GGMLQuantizationType.F32, shape)
+
     shapes = {f"model.layers.{layer}.{module}": shape for layer in range(2) for module, shape in MODULES.items()}
+    shapes |= {"lm_head": (32, HIDDEN)}
+    weights = {path: packed(shape) for path, shape in shapes.items()}
     return BaseModelShape(
         architecture="llama",
         base_model_id=BASE_ID,
         hidden_size=HIDDEN,
-        linear_shapes=shapes | {"lm_head": (32, HIDDEN)},
+        linear_shapes=shapes,
         is_quantized=True,
         device=torch.device("cpu"),
+        weights=weights | {"model.embed_tokens": weights["lm_head"]},
     )
 
 

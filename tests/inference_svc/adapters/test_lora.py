@@ -83,7 +83,7 @@ def test_the_head_can_be_adapted(write: AdapterWriter, base: BaseModelShape, lim
         (A_KEY, torch.zeros(2, 9), AdapterUnfit, "(out, in) = (8, 9), the base model has (8, 8)"),
         ("stray", torch.zeros(1), AdapterMalformed, "`stray` is not a LoRA tensor"),
         (A_KEY.replace(".weight", ".default.weight"), torch.zeros(2, 8), AdapterMalformed, "there twice"),
-        (f"base_model.model.{Q0}.lora_magnitude_vector", torch.zeros(8), AdapterUnsupported, "DoRA"),
+        (f"base_model.model.{Q0}.lora_magnitude_vector", torch.zeros(8), AdapterMalformed, "does not say `use_dora`"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", torch.zeros(2, 8), AdapterUnsupported, "embedding"),
         (f"base_model.model.{Q0}.lora_B.bias", torch.zeros(8), AdapterUnsupported, "a bias"),
         ("base_model.model.lm_head.weight", torch.zeros(8, 8), AdapterUnsupported, "a whole weight"),

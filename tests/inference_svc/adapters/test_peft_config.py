@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_svc.adapters.peft_config import read_peft_config
+from inference_svc.adapters.peft_fields import IGNORED, REFUSED, UNDERSTOOD
 from inference_svc.adapters.peft_patterns import PatternError, compile_patterns
+from inference_svc.adapters.peft_targets import PeftTargets
 from inference_svc.errors import AdapterMalformed, AdapterUnsupported, SourceNotFound
 
 PATHS = [f"model.layers.{i}.{m}" for i in (0, 1, 10) for m in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj")]
@@ -103,7 +108,12 @@ def test_a_config_that_is_not_utf8_or_missing_is_refused(tmp_path: Path) -> None
     [
         ("bias", '"all"'),
         ("modules_to_save", '["lm_head"]'),
-        ("use_dora", "true"),
+        ("ensure_weight_tying", "true"),
+        ("use_bdlora", '{"nblocks": 2}'),
+        ("arrow_config", '{"top_k": 2}'),
+        ("kasa_config", '{"beta": 1}'),
+        ("velora_config", '{"num_groups": 2}'),
+        ("monteclora_config", '{"a": 1}'),
         ("alora_invocation_tokens", "[1]"),
         ("trainable_token_indices", "[1]"),
         ("layer_replication", "[[0, 1]]"),
@@ -113,6 +123,8 @@ def test_a_config_that_is_not_utf8_or_missing_is_refused(tmp_path: Path) -> None
         ("init_lora_weights", '"pissa_niter_4"'),
         ("init_lora_weights", '"olora"'),
         ("init_lora_weights", '"loftq"'),
+        ("init_lora_weights", '"corda"'),
+        ("init_lora_weights", '"lora_ga"'),
         ("peft_type", '"XLORA"'),
         ("task_type", '"SEQ_CLS"'),
         ("target_parameters", '["experts.w"]'),
@@ -125,10 +137,68 @@ def test_what_would_change_the_maths_is_refused_by_name(tmp_path: Path, key: str
         read_peft_config(config_folder(tmp_path, f'{{"{key}": {value}}}'))
 
 
+def test_every_field_of_the_installed_peft_is_in_one_table() -> None:
+    from peft import LoraConfig
+
+    tables = [UNDERSTOOD, set(IGNORED), set(REFUSED)]
+    known = set().union(*tables)
+    assert {field.name for field in dataclasses.fields(LoraConfig)} == known
+    assert sum(map(len, tables)) == len(known)
+
+
+def test_all_unknown_keys_are_listed_with_their_values(tmp_path: Path) -> None:
+    text = '{"warp": 2, "weft": {"a": 1}, "nothing": null, "off": false, "bare": 0}'
+    said = r"unknown keys.*not supported: `warp`: 2; `weft`: {\"a\": 1}$"
+    with pytest.raises(AdapterUnsupported, match=said) as caught:
+        read_peft_config(config_folder(tmp_path, text))
+    assert caught.value.metadata["keys"] == "warp,weft"
+
+
+def test_all_keys_that_are_refused_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(AdapterUnsupported, match=r"`lora_bias` \(.*; `use_qalora` \("):
+        read_peft_config(config_folder(tmp_path, '{"use_qalora": true, "lora_bias": true}'))
+
+
+@pytest.mark.parametrize("init", ["true", "false", "null", '"gaussian"', '"orthogonal"', '"eva"', '"mica"'])
+def test_initialisations_that_leave_the_base_alone_are_accepted(tmp_path: Path, init: str) -> None:
+    read_peft_config(config_folder(tmp_path, f'{{"init_lora_weights": {init}, "eva_config": {{"rho": 2.0}}}}'))
+
+
+NAMES = st.sampled_from(["q_proj", "o_proj", "self_attn.q_proj", "model.layers.1.mlp.up_proj", "proj", "lm_head"])
+REGEXES = st.sampled_from([r".*\.(q|o)_proj", r"model\.layers\.[01]\..*", "lm_head", "all-linear", "q_proj"])
+
+
+@settings(deadline=None)
+@given(
+    modules=REGEXES | st.lists(NAMES, min_size=1, max_size=3),
+    exclude=st.none() | REGEXES.filter(lambda text: text != "all-linear") | st.lists(NAMES, max_size=2),
+    layers=st.none() | st.integers(0, 2) | st.lists(st.integers(0, 10), max_size=2),
+    pattern=st.none() | st.sampled_from(["layers", "h", "model.layers", ["layers", "h"], []]),
+)
+def test_modules_are_chosen_as_peft_chooses_them(
+    modules: str | list[str], exclude: str | list[str] | None, layers: int | list[int] | None, pattern: object
+) -> None:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    keys: dict[str, object] = {"target_modules": modules, "exclude_modules": exclude}
+    if not isinstance(modules, str):
+        keys |= {"layers_to_transform": layers, "layers_pattern": pattern if layers is not None else None}
+    theirs = LoraConfig(**keys)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = read_peft_config(config_folder(Path(folder), json.dumps(keys))).targets
+    assert ours is not None
+    for path in [*PATHS, "lm_head"]:
+        if modules == "all-linear":  # PEFT has replaced it by a list before it asks
+            continue
+        chosen = check_target_module_exists(theirs, path)
+        assert ours.contain(path) == (bool(chosen) and type(chosen).__name__ != "_ExcludedModule"), path
+
+
 def test_every_default_of_the_installed_peft_is_accepted(tmp_path: Path) -> None:
     from peft import LoraConfig
 
     LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM").save_pretrained(tmp_path)
-    assert read_peft_config(tmp_path).target_modules == ("all-linear",)
+    assert read_peft_config(tmp_path).targets == PeftTargets("all-linear")
     text = '{"unknown": null, "other": false, "third": [], "fourth": {}, "init_lora_weights": "gaussian"}'
     assert read_peft_config(config_folder(tmp_path, text)).r == 8

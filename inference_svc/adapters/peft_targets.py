@@ -1,0 +1,58 @@
+"""Which modules a PEFT adapter was trained on, as its configuration says: to find tensors that are missing or stray."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from inference_svc.adapters.peft_patterns import check_pattern
+
+ALL_LINEAR = "all-linear"
+_FIRST_INDEX = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class PeftTargets:
+    """The keys of `adapter_config.json` that choose modules; a string is a regular expression."""
+
+    modules: str | tuple[str, ...] = ()
+    exclude: str | tuple[str, ...] = ()
+    layers: int | tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises PatternError for an expression that is broken or that could take very long."""
+        whole = [value for value in (self.modules, self.exclude) if isinstance(value, str)]
+        for pattern in (*whole, *self.layers_pattern):
+            check_pattern(pattern)
+
+    def contain(self, path: str) -> bool:
+        """The adapter changes this module. Source: `check_target_module_exists` of PEFT."""
+        if self.exclude and _matches(self.exclude, path):
+            return False
+        if isinstance(self.modules, str):
+            if self.modules.lower() == ALL_LINEAR:
+                return path.rpartition(".")[2] != "lm_head"
+            return _matches(self.modules, path)
+        if path in self.modules:  # a whole path is taken whatever the layers are
+            return True
+        return _matches(self.modules, path) and self._has_layer(path)
+
+    def _has_layer(self, path: str) -> bool:
+        if self.layers == ():
+            return True
+        found = _FIRST_INDEX.match(path) if not self.layers_pattern else self._index_after_a_pattern(path)
+        if found is None:
+            return False
+        index = int(found["index"])
+        return index == self.layers if isinstance(self.layers, int) else index in self.layers
+
+    def _index_after_a_pattern(self, path: str) -> re.Match[str] | None:
+        matches = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", path) for pattern in self.layers_pattern)
+        return next((match for match in matches if match is not None), None)
+
+
+def _matches(wanted: str | tuple[str, ...], path: str) -> bool:
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, path) is not None
+    return path in wanted or any(path.endswith(f".{name}") for name in wanted)
