@@ -41,6 +41,14 @@ def serve(
     max_running: Annotated[int | None, typer.Option(help="Most requests in one batch. [64]")] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Most requests in the queue. [256]")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Room for keys and values, in tokens. [16384]")] = None,
+    prefix_caching: Annotated[
+        bool | None,
+        typer.Option(
+            "--prefix-caching/--no-prefix-caching",
+            help="Share keys and values between requests that begin alike. [on]",
+            show_default=False,
+        ),
+    ] = None,
     context_length: Annotated[int | None, typer.Option(help="Most tokens of prompt and answer. [the model's]")] = None,
     max_adapters: Annotated[int | None, typer.Option(help="Most resident adapters. [64]")] = None,
     max_rank: Annotated[int | None, typer.Option(help="Largest rank of an adapter. [256]")] = None,
@@ -68,6 +76,7 @@ def serve(
         "max_running": max_running,
         "max_waiting": max_waiting,
         "kv_cache_tokens": kv_cache_tokens,
+        "prefix_caching": prefix_caching,
         "context_length": context_length,
         "max_adapters": max_adapters,
         "max_rank": max_rank,

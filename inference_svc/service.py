@@ -133,6 +133,7 @@ def _make_engine(config: Config, base: BaseModel, registry: AdapterRegistry) -> 
         max_running=config.max_running,
         max_waiting=config.max_waiting,
         kv_cache_tokens=config.kv_cache_tokens,
+        prefix_caching=config.prefix_caching,
         context_length=config.context_length,
     )
     try:
@@ -181,6 +182,7 @@ def _log_start(
         threads=torch.get_num_threads(),
         context_length=engine.context_length,
         kv_cache_tokens=config.kv_cache_tokens,
+        prefix_caching=config.prefix_caching,
         adapters=[adapter.name for adapter in adapters.list_all()],
         active=described(adapters.active().selection),
     )

@@ -116,5 +116,14 @@ class Answer:
 
     def _finish(self, reason: FinishReason, stop: str | None = None) -> bool:
         sequence = self.sequence
-        self.stream.put(Finished(reason, stop, sequence.num_prompt_tokens, sequence.num_generated, self.lease.applied))
+        self.stream.put(
+            Finished(
+                reason,
+                stop,
+                sequence.num_prompt_tokens,
+                sequence.num_generated,
+                self.lease.applied,
+                sequence.num_cached_prompt_tokens or 0,
+            )
+        )
         return True

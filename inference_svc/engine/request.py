@@ -165,6 +165,7 @@ class Finished:
     prompt_tokens: int
     completion_tokens: int
     applied: tuple[AppliedAdapter, ...]
+    cached_prompt_tokens: int = 0  # prompt tokens that were not computed, but found in the prefix cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)

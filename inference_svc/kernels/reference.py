@@ -47,8 +47,14 @@ class ReferenceKernels:
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
     def silu_product(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up."""
-        return F.silu(gate) * up
+        """silu(gate) * up.
+
+        Vector code and the scalar code for what is left over round exp differently: which elements are left over must
+        not depend on the number of rows, so the batch-invariant mode goes row by row.
+        """
+        if not self.batch_invariant:
+            return F.silu(gate) * up
+        return torch.stack([F.silu(row) for row in gate.unbind()]) * up
 
     def attention(
         self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], scale: float

@@ -165,7 +165,11 @@ def _finished(event: Finished) -> generation_pb2.Finished:
     return generation_pb2.Finished(
         reason=FINISH_REASONS[event.reason],
         stop=event.stop,
-        usage=generation_pb2.Usage(prompt_tokens=event.prompt_tokens, completion_tokens=event.completion_tokens),
+        usage=generation_pb2.Usage(
+            prompt_tokens=event.prompt_tokens,
+            completion_tokens=event.completion_tokens,
+            cached_prompt_tokens=event.cached_prompt_tokens,
+        ),
         adapters=[applied_to_proto(adapter) for adapter in event.applied],
     )
 

@@ -124,7 +124,9 @@ class FakeInference(
         yield generation_pb2.GenerateResponse(
             finished=generation_pb2.Finished(
                 reason=generation_pb2.FINISH_REASON_EOS,
-                usage=generation_pb2.Usage(prompt_tokens=len(words), completion_tokens=len(answer)),
+                usage=generation_pb2.Usage(
+                    prompt_tokens=len(words), completion_tokens=len(answer), cached_prompt_tokens=len(words) - 1
+                ),
                 adapters=applied,
             )
         )

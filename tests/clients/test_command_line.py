@@ -46,7 +46,7 @@ def test_generate_prints_the_text_alone_and_what_was_applied_on_stderr(run: Run,
     code, out, err = run("generate", "two words", "-a", "pirate=0.7", "-a", "json", "--temperature", "0", "--seed", "3")
     assert (code, out) == (0, "words two\n")
     assert "0.7×pirate + 1×json" in err
-    assert "2 prompt + 2 new tokens" in err
+    assert "2 prompt (1 cached) + 2 new tokens" in err
     request = services.inference.requests[0]
     assert request.prompt.chat.messages[0].role == "user"
     assert (request.sampling.temperature, request.sampling.seed) == (0.0, 3)

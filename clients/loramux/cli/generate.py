@@ -117,8 +117,10 @@ def show_stream(session: Session, stream: AnswerStream, shown: list[str]) -> Gen
         session.write("\n")
         generation = stream.generation()
     usage = generation.usage
+    cached = f" ({usage.cached_prompt_tokens} cached)" if usage.cached_prompt_tokens else ""
     session.say(
-        f"{describe_applied(started.adapters)} · {usage.prompt_tokens} prompt + {usage.completion_tokens} new tokens"
-        f" · {generation.finish_reason}" + (f" · seed {started.seed}" if started.seed is not None else "")
+        f"{describe_applied(started.adapters)} · {usage.prompt_tokens} prompt{cached}"
+        f" + {usage.completion_tokens} new tokens · {generation.finish_reason}"
+        + (f" · seed {started.seed}" if started.seed is not None else "")
     )
     return generation

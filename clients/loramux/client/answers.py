@@ -86,7 +86,11 @@ class AnswerReader:
             tokens=tuple(self._tokens),
             finish_reason=reason,
             stop=finished.stop if finished.HasField("stop") else None,
-            usage=Usage(finished.usage.prompt_tokens, finished.usage.completion_tokens),
+            usage=Usage(
+                finished.usage.prompt_tokens,
+                finished.usage.completion_tokens,
+                finished.usage.cached_prompt_tokens,
+            ),
             adapters=tuple(map(applied_from_proto, finished.adapters)),
             seed=self._started.seed,
             request_id=self._started.request_id,

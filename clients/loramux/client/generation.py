@@ -71,6 +71,8 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_prompt_tokens: int = 0
+    """Of the prompt, found in the service's prefix cache and so not computed again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
+from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import BaseSelection, LoraSelection
 from inference_svc.engine.engine import Engine, EngineConfig
-from inference_svc.engine.output_stream import OutputStream
 from inference_svc.engine.request import (
-    Event,
     Failed,
     Finished,
     FinishReason,
@@ -35,37 +31,13 @@ from inference_svc.errors import (
     ReaderTooSlow,
     RequestTooLarge,
 )
-from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.models.base_model import BaseModel
-from inference_svc.models.llama import LlamaModel, linear_shapes
-from inference_svc.weights.checkpoint import load_llama
-from inference_svc.weights.gguf import GgufFile
-from tests.inference_svc.weights.tiny_llama import write_tiny_llama_gguf
-
-CPU = torch.device("cpu")
-
-
-class Letters:
-    """A tokenizer whose token i is the letter a + i; z ends the text."""
-
-    eos_token_ids = frozenset({25})
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes([97 + token_id % 26])
-
-    def is_special(self, token_id: int) -> bool:
-        return token_id in self.eos_token_ids
+from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
-    write_tiny_llama_gguf(path, vocab=32)
-    checkpoint = load_llama(GgufFile.open(path))
-    model = LlamaModel(checkpoint, ReferenceKernels(batch_invariant=True), torch.float32)
-    config = checkpoint.config
-    shape = BaseModelShape("llama", "", config.hidden_size, linear_shapes(config), True, CPU)
-    return BaseModel(model, config, Letters(), shape, CPU, "Q8_0", checkpoint.nbytes, "")  # type: ignore[arg-type]
+    return tiny_base_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -86,37 +58,6 @@ def request(
 ) -> GenerationRequest:
     stopping = Stopping(max_tokens=max_tokens, ignore_eos=ignore_eos, stop=(stop,) if stop else ())
     return GenerationRequest("r", prompt, BaseSelection(), Sampling(temperature=0.0), stopping)
-
-
-class Reader:
-    """Submits a request and collects its events."""
-
-    def __init__(self, engine: Engine, what: GenerationRequest) -> None:
-        self.ready = threading.Event()
-        self.stream: OutputStream = engine.submit(what, self.ready.set)
-        self.events: list[Event] = []
-
-    def until_the_end(self) -> list[Event]:
-        deadline = time.monotonic() + 60
-        while not (self.events and isinstance(self.events[-1], Finished | Failed)):
-            assert time.monotonic() < deadline, self.events
-            self.ready.wait(0.05)
-            self.ready.clear()
-            self.events += self.stream.take()
-        return self.events
-
-    @property
-    def text(self) -> str:
-        return "".join(event.text for event in self.events if isinstance(event, Output))
-
-
-def when_idle(engine: Engine) -> None:
-    """Wait until nothing runs, then check that nothing is left over."""
-    deadline = time.monotonic() + 60
-    while engine.num_unfinished:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    engine.check_integrity()
 
 
 def test_an_answer_starts_streams_and_finishes(engine: Engine) -> None:

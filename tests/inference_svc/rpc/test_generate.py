@@ -73,7 +73,7 @@ async def test_every_event_arrives_as_the_engine_said_it(
                 (ScalingsChunk(3, scalings),),
             )
         )
-        stream.emit(Finished(FinishReason.STOP, "END", 5, 2, applied))
+        stream.emit(Finished(FinishReason.STOP, "END", 5, 2, applied, cached_prompt_tokens=4))
 
     engine.on_submit = answer
     started, output, finished = await events_of(inference, pb.GenerateRequest(request_id="r-1", prompt=prompt()))
@@ -106,7 +106,8 @@ async def test_every_event_arrives_as_the_engine_said_it(
 
     assert finished.finished.reason == pb.FINISH_REASON_STOP
     assert finished.finished.stop == "END"
-    assert (finished.finished.usage.prompt_tokens, finished.finished.usage.completion_tokens) == (5, 2)
+    usage = finished.finished.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens) == (5, 2, 4)
     assert list(finished.finished.adapters) == list(started.started.adapters)
 
 

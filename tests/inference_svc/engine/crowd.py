@@ -1,0 +1,179 @@
+"""Requests of every kind on a tiny random model, and what each answers when it is alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from inference_svc.adapters.base_model import AdapterLimits
+from inference_svc.adapters.lora import load_lora
+from inference_svc.adapters.registry import AdapterRegistry
+from inference_svc.adapters.selection import (
+    BaseSelection,
+    LoraSelection,
+    Selection,
+    XLoraSelection,
+)
+from inference_svc.adapters.xlora import LoadedXLora, load_xlora
+from inference_svc.engine.engine import Engine, EngineConfig
+from inference_svc.engine.request import (
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Output,
+    ResponseOptions,
+    Sampling,
+    ScalingsDetail,
+    Started,
+    Stopping,
+    TokenLogprobs,
+)
+from inference_svc.models.base_model import BaseModel
+from tests.inference_svc.adapters.conftest import AdapterWriter
+from tests.inference_svc.engine.tiny_engine import Reader
+
+EXPERTS = ("north", "south", "west")
+KINDS: Mapping[str, Selection] = {
+    "base": BaseSelection(),
+    "lora": LoraSelection({"red": 1.0}),
+    "other lora": LoraSelection({"blue": -0.5}),
+    "pair": LoraSelection({"red": 0.75, "blue": 0.5}),
+    "xlora": XLoraSelection("mixture"),
+    "other xlora": XLoraSelection("compass"),
+}
+SYSTEM_PROMPT = tuple((7 * i + 3) % 25 for i in range(37))  # more than two blocks, less than three
+
+
+def lora_folder(write: AdapterWriter, name: str, seed: int) -> Path:
+    """A LoRA on two modules of each layer."""
+    paths = [path for path in write.base.linear_shapes if path.endswith(("q_proj", "down_proj"))]
+    return write.lora(name, paths=paths, rank=2, seed=seed)
+
+
+def xlora_folder(write: AdapterWriter, name: str, seed: int, **config: float) -> tuple[Path, dict[str, int]]:
+    """A mixture of three experts on partly different modules, and its classifier rows."""
+    modules = {"north": ("q_proj", "v_proj"), "south": ("q_proj", "up_proj"), "west": ("v_proj", "down_proj")}
+    experts = {
+        expert: [path for path in write.base.linear_shapes if path.endswith(ends)] for expert, ends in modules.items()
+    }
+    layers = {path: row for row, path in enumerate(sorted(set(itertools.chain(*experts.values()))))}
+    generator = torch.Generator().manual_seed(seed)
+    rows, hidden = len(experts) * len(layers), write.base.hidden_size
+    classifier = {
+        "last.weight": torch.randn(rows, hidden, generator=generator),
+        "last.bias": torch.randn(rows, generator=generator),
+    }
+    return write.xlora(name, experts, classifier=classifier, without=(), hidden_size=hidden, **config), layers
+
+
+def load_mixture(folder: tuple[Path, dict[str, int]], base: BaseModel, order: Sequence[str] = EXPERTS) -> LoadedXLora:
+    """Load a mixture with its experts in an order."""
+    path, layers = folder
+    return load_xlora(path, order, layers, base.shape, AdapterLimits())
+
+
+def tiny_registry(base: BaseModel, folder: Path) -> AdapterRegistry:
+    """Two LoRAs and two mixtures of the same experts, under the names that KINDS uses."""
+    write = AdapterWriter(folder, base.shape)
+    registry = AdapterRegistry(base.shape, AdapterLimits())
+    for seed, name in enumerate(("red", "blue")):
+        registry.load(name, load_lora(lora_folder(write, name, seed), base.shape, AdapterLimits()), source=name)
+    registry.load("mixture", load_mixture(xlora_folder(write, "mixture", 5), base), source="mixture")
+    registry.load("compass", load_mixture(xlora_folder(write, "compass", 6, top_k_lora=2), base), source="compass")
+    return registry
+
+
+def request(
+    kind: Selection,
+    prompt: Sequence[int],
+    *,
+    new: int = 8,
+    temperature: float = 0.0,
+    reports: bool = False,
+) -> GenerationRequest:
+    """A request of a fixed seed; `reports`: with scalings and with log probabilities, of the prompt too."""
+    return GenerationRequest(
+        "r",
+        tuple(prompt),
+        kind,
+        Sampling(temperature=temperature, seed=11 if temperature else None),
+        Stopping(max_tokens=new, ignore_eos=True),
+        ResponseOptions(2, 1, ScalingsDetail.FULL) if reports else ResponseOptions(logprobs=1),
+    )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Everything that a client sees of an answer, except for what was cached."""
+
+    applied: tuple[tuple[str, float | None], ...]  # digests and weights
+    text: str
+    tokens: tuple[TokenLogprobs, ...]
+    prompt_tokens: tuple[TokenLogprobs, ...]
+    scalings: tuple[bytes, ...]  # one for each position from the first on
+    reason: FinishReason
+    counts: tuple[int, int]
+
+
+def answered(events: Iterable[Event]) -> Answered:
+    """An answer from its events; fails if anything is missing, out of order or there twice."""
+    started, *middle, finished = events
+    assert isinstance(started, Started)
+    assert not isinstance(finished, Failed), finished.error
+    assert isinstance(finished, Finished)
+    assert started.applied == finished.applied
+    outputs = [event for event in middle if isinstance(event, Output)]
+    assert len(outputs) == len(middle)
+    scalings: list[bytes] = []
+    for chunk in itertools.chain(*(output.scalings for output in outputs)):
+        assert chunk.first_position == len(scalings), "scalings are missing, or there twice"
+        scalings += [row.tobytes() for row in chunk.values]
+    tokens = tuple(itertools.chain(*(output.tokens for output in outputs)))
+    assert len(tokens) == finished.completion_tokens
+    return Answered(
+        tuple((adapter.digest, adapter.weight) for adapter in finished.applied),
+        "".join(output.text for output in outputs),
+        tokens,
+        tuple(itertools.chain(*(output.prompt_tokens for output in outputs))),
+        tuple(scalings),
+        finished.reason,
+        (finished.prompt_tokens, finished.completion_tokens),
+    )
+
+
+def finished_of(reader: Reader) -> Finished:
+    """The last event of an answer that was read to its end."""
+    finished = reader.until_the_end()[-1]
+    assert isinstance(finished, Finished)
+    return finished
+
+
+class Solo:
+    """Answers requests one at a time, on an engine that shares nothing between them; each distinct one once."""
+
+    def __init__(self, base: BaseModel, registry: AdapterRegistry) -> None:
+        self.engine = Engine(base, registry, EngineConfig(prefix_caching=False, context_length=128))
+        self.engine.start()
+        self._known: dict[object, Answered] = {}
+
+    def answer(self, what: GenerationRequest) -> Answered:
+        """The answer of a request that nothing runs beside and that finds nothing computed."""
+        weights = tuple(what.selection.weights.items()) if isinstance(what.selection, LoraSelection) else what.selection
+        key = dataclasses.replace(what, selection=BaseSelection()), weights
+        if key not in self._known:
+            reader = Reader(self.engine, what)
+            self._known[key] = answered(reader.until_the_end())
+            assert finished_of(reader).cached_prompt_tokens == 0
+        return self._known[key]
+
+    def stop(self) -> None:
+        """End the engine; nothing may be left over."""
+        self.engine.stop()
+        self.engine.check_integrity()
