@@ -8,13 +8,10 @@ import time
 from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from loramux.inference.v1 import (
     adapter_pb2,
@@ -25,33 +22,11 @@ from loramux.inference.v1 import (
     inference_service_pb2_grpc,
 )
 from loramux.ordering.v1 import ordering_pb2, ordering_service_pb2, ordering_service_pb2_grpc
+from tests.clients.fake_history import FakeHistory
+from tests.clients.refusals import refuse
 
 EXPERTS = ("pirate", "json", "verse")
 LAYERS = 5
-
-
-def refuse(
-    context: grpc.ServicerContext,
-    code: grpc.StatusCode,
-    message: str,
-    reason: str,
-    violations: tuple[tuple[str, str], ...] = (),
-    **metadata: str,
-) -> NoReturn:
-    """Ends a call as the services do: with an ErrorInfo, and a BadRequest where there are violations."""
-    details = [error_details_pb2.ErrorInfo(reason=reason, domain="loramux", metadata=metadata)]
-    if violations:
-        fields = [
-            error_details_pb2.BadRequest.FieldViolation(field=name, description=text) for name, text in violations
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=fields))
-    packed = []
-    for detail in details:
-        packed.append(any_pb2.Any())
-        packed[-1].Pack(detail)
-    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
-    context.abort_with_status(rpc_status.to_status(status))
-    raise AssertionError("abort returned")
 
 
 def words_of(prompt: generation_pb2.Prompt) -> list[str]:
@@ -267,51 +242,29 @@ class FakeInference(
 
 
 @dataclass
-class FakeOrdering(ordering_service_pb2_grpc.OrderingServiceServicer):
+class FakeOrdering(FakeHistory):
     """Keeps orderings in a dictionary of revisions."""
 
-    stored: dict[str, list[ordering_pb2.Ordering]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
-    seen: list[Any] = field(default_factory=list)
-
-    def _add(self, name: str, ordering: ordering_pb2.Ordering) -> ordering_pb2.Ordering:
-        revisions = self.stored.setdefault(name, [])
-        stored = ordering_pb2.Ordering()
-        stored.CopyFrom(ordering)
-        stored.name = name
-        stored.revision_number = len(revisions) + 1
-        stored.revision_id = f"r{stored.revision_number}"
-        stored.etag = f"etag-{stored.revision_number}"
-        revisions.append(stored)
-        return stored
-
-    def _find(self, name: str, context: grpc.ServicerContext) -> ordering_pb2.Ordering:
-        bare, _, revision = name.partition("@")
-        if bare not in self.stored:
-            refuse(context, grpc.StatusCode.NOT_FOUND, f"there is no ordering {bare}", "ORDERING_NOT_FOUND")
-        revisions = self.stored[bare]
-        return revisions[int(revision) - 1] if revision else revisions[-1]
-
-    def _guard(self, request: Any, context: grpc.ServicerContext) -> ordering_pb2.Ordering:
-        current = self._find(request.name, context)
-        if request.HasField("etag") and request.etag != current.etag:
-            refuse(context, grpc.StatusCode.ABORTED, "the etag is stale", "ETAG_MISMATCH", current_etag=current.etag)
-        return current
 
     def CreateOrdering(  # noqa: N802
         self, request: ordering_service_pb2.CreateOrderingRequest, context: grpc.ServicerContext
     ) -> ordering_pb2.Ordering:
-        return self._add(f"orderings/{request.ordering_id}", request.ordering)
+        self.seen.append(request)
+        self.stumble(context)
+        return self.add(f"orderings/{request.ordering_id}", request.ordering, ordering_pb2.CHANGE_TYPE_CREATED)
 
     def GetOrdering(  # noqa: N802
         self, request: ordering_service_pb2.GetOrderingRequest, context: grpc.ServicerContext
     ) -> ordering_pb2.Ordering:
-        return self._find(request.name, context)
+        self.seen.append(request)
+        return self.find(request.name, context, request.show_deleted)
 
     def ListOrderings(  # noqa: N802
         self, request: ordering_service_pb2.ListOrderingsRequest, context: grpc.ServicerContext
     ) -> ordering_service_pb2.ListOrderingsResponse:
-        names = sorted(self.stored)
+        self.seen.append(request)
+        names = sorted(name for name in self.stored if request.show_deleted or not self.is_deleted(name))
         start = int(request.page_token or 0)
         token = str(start + 1) if start + 1 < len(names) else ""
         page = [self.stored[name][-1] for name in names[start : start + 1]]
@@ -320,7 +273,7 @@ class FakeOrdering(ordering_service_pb2_grpc.OrderingServiceServicer):
     def ListOrderingRevisions(  # noqa: N802
         self, request: ordering_service_pb2.ListOrderingRevisionsRequest, context: grpc.ServicerContext
     ) -> ordering_service_pb2.ListOrderingRevisionsResponse:
-        self._find(request.name, context)
+        self.find(request.name, context, request.show_deleted)
         return ordering_service_pb2.ListOrderingRevisionsResponse(revisions=reversed(self.stored[request.name]))
 
     def UpdateOrdering(  # noqa: N802
@@ -328,7 +281,7 @@ class FakeOrdering(ordering_service_pb2_grpc.OrderingServiceServicer):
     ) -> ordering_pb2.Ordering:
         self.seen.append(request)
         changed = ordering_pb2.Ordering()
-        changed.CopyFrom(self._guard(request, context))
+        changed.CopyFrom(self.guard(request, context))
         if request.HasField("document"):
             changed.document.CopyFrom(request.document)
         if request.HasField("description"):
@@ -336,14 +289,7 @@ class FakeOrdering(ordering_service_pb2_grpc.OrderingServiceServicer):
         if request.HasField("labels"):
             changed.labels.clear()
             changed.labels.update(request.labels.labels)
-        return self._add(request.name, changed)
-
-    def DeleteOrdering(  # noqa: N802
-        self, request: ordering_service_pb2.DeleteOrderingRequest, context: grpc.ServicerContext
-    ) -> ordering_service_pb2.DeleteOrderingResponse:
-        gone = self._guard(request, context)
-        del self.stored[request.name]
-        return ordering_service_pb2.DeleteOrderingResponse(ordering=gone)
+        return self.add(request.name, changed, ordering_pb2.CHANGE_TYPE_UPDATED)
 
     def ImportOrdering(  # noqa: N802
         self, request: ordering_service_pb2.ImportOrderingRequest, context: grpc.ServicerContext
@@ -356,14 +302,16 @@ class FakeOrdering(ordering_service_pb2_grpc.OrderingServiceServicer):
         document = ordering_pb2.OrderingDocument(base_model_id=content["base_model_id"])
         if "order" in content:
             document.order.names.extend(content["order"])
-        ordering = self._add(
+        ordering = self.add(
             name,
             ordering_pb2.Ordering(
                 kind=request.kind,
                 document=document,
                 adapter_model_id=request.adapter_model_id,
                 description=request.description,
+                labels=request.labels.labels,
             ),
+            ordering_pb2.CHANGE_TYPE_UPDATED if name in self.stored else ordering_pb2.CHANGE_TYPE_CREATED,
         )
         self.files[f"{name}@{ordering.revision_number}"] = request.json
         return ordering
@@ -371,7 +319,7 @@ class FakeOrdering(ordering_service_pb2_grpc.OrderingServiceServicer):
     def ExportOrdering(  # noqa: N802
         self, request: ordering_service_pb2.ExportOrderingRequest, context: grpc.ServicerContext
     ) -> ordering_service_pb2.ExportOrderingResponse:
-        found = self._find(request.name, context)
+        found = self.find(request.name, context)
         content = self.files[f"{found.name}@{found.revision_number}"]
         return ordering_service_pb2.ExportOrderingResponse(json=content, revision_id=found.revision_id)
 

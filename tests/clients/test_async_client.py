@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from loramux.client import AnswerStream, AsyncAnswerStream, AsyncClient, Client, OrderingDocument, XLoRA, errors
+from loramux.client import (
+    AnswerStream,
+    AsyncAnswerStream,
+    AsyncClient,
+    AsyncOrderingWatch,
+    Client,
+    OrderingDocument,
+    OrderingWatch,
+    XLoRA,
+    errors,
+)
 from loramux.client.asynchronous.adapters import AsyncAdapterApi
 from loramux.client.asynchronous.orderings import AsyncOrderingApi
 from loramux.client.blocking.adapters import AdapterApi
@@ -22,7 +32,9 @@ PAIRS = [
     (AdapterApi, AsyncAdapterApi),
     (OrderingApi, AsyncOrderingApi),
     (AnswerStream, AsyncAnswerStream),
+    (OrderingWatch, AsyncOrderingWatch),
 ]
+STREAMS = ("stream", "watch")
 
 
 @pytest_asyncio.fixture
@@ -47,8 +59,8 @@ def test_both_clients_have_the_same_methods_with_the_same_parameters(blocking: t
             continue
         ours, theirs = inspect.signature(member), inspect.signature(twin)
         assert list(ours.parameters.values()) == list(theirs.parameters.values()), name
-        assert theirs.return_annotation == ours.return_annotation or name == "stream", name
-        assert inspect.iscoroutinefunction(twin) == (name != "stream"), name
+        assert theirs.return_annotation == ours.return_annotation or name in STREAMS, name
+        assert inspect.iscoroutinefunction(twin) == (name not in STREAMS), name
         assert inspect.getdoc(member) == inspect.getdoc(twin), name
 
 

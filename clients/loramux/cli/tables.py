@@ -125,7 +125,7 @@ def ordering_table(ordering: Ordering) -> Table:
     return fields_table(
         (
             ("ordering", ordering.id),
-            ("revision", f"{ordering.revision_number} ({ordering.revision_id}, {ordering.method})"),
+            ("revision", f"{ordering.revision_number} ({ordering.revision_id}, {ordering.provenance.method})"),
             ("kind", ordering.kind.value if ordering.kind is not None else None),
             ("base model", document.base_model_id),
             ("order", ", ".join(document.order or ())),

@@ -14,8 +14,10 @@ from loramux.client.adapters import (
 )
 from loramux.client.asynchronous.answer_stream import AsyncAnswerStream
 from loramux.client.asynchronous.client import AsyncClient
+from loramux.client.asynchronous.ordering_watch import AsyncOrderingWatch
 from loramux.client.blocking.answer_stream import AnswerStream
 from loramux.client.blocking.client import Client
+from loramux.client.blocking.ordering_watch import OrderingWatch
 from loramux.client.errors import (
     Aborted,
     AlreadyExists,
@@ -42,6 +44,7 @@ from loramux.client.generation import (
     Usage,
 )
 from loramux.client.inference_calls import Model, Tokenization
+from loramux.client.ordering_history import ChangeType, Difference, OrderingChange, OrderingDiff
 from loramux.client.orderings import (
     ConfigModel,
     GeneratedOrdering,
@@ -52,6 +55,7 @@ from loramux.client.orderings import (
     OrderingFile,
     PreloadAdapter,
     Problem,
+    Provenance,
     Severity,
     Validation,
 )
@@ -71,11 +75,14 @@ __all__ = [
     "AppliedOrdering",
     "AsyncAnswerStream",
     "AsyncClient",
+    "AsyncOrderingWatch",
     "Base",
     "Cancelled",
+    "ChangeType",
     "Client",
     "ConfigModel",
     "DeadlineExceeded",
+    "Difference",
     "FailedPrecondition",
     "FinishReason",
     "GenerateOptions",
@@ -91,13 +98,17 @@ __all__ = [
     "Model",
     "NotFound",
     "Ordering",
+    "OrderingChange",
+    "OrderingDiff",
     "OrderingDocument",
     "OrderingFile",
+    "OrderingWatch",
     "PermissionDenied",
     "Piece",
     "PreloadAdapter",
     "Problem",
     "Prompt",
+    "Provenance",
     "ResourceExhausted",
     "Scalings",
     "ScalingsRecord",

@@ -13,8 +13,9 @@ ADAPTERS = "/loramux.inference.v1.AdapterService/"
 ORDERINGS = "/loramux.ordering.v1.OrderingService/"
 
 GENERATE = INFERENCE + "Generate"
+WATCH = ORDERINGS + "WatchOrderings"
 
-READS = (
+RETRIED = (
     INFERENCE + "Tokenize",
     INFERENCE + "Detokenize",
     INFERENCE + "GetModel",
@@ -26,8 +27,19 @@ READS = (
     ORDERINGS + "ExportOrdering",
     ORDERINGS + "GenerateOrdering",
     ORDERINGS + "ValidateOrdering",
+    ORDERINGS + "DiffOrderings",
+    ORDERINGS + "WatchOrderings",
+    ORDERINGS + "CreateOrdering",
+    ORDERINGS + "UpdateOrdering",
+    ORDERINGS + "DeleteOrdering",
+    ORDERINGS + "UndeleteOrdering",
+    ORDERINGS + "PurgeOrdering",
+    ORDERINGS + "RollbackOrdering",
+    ORDERINGS + "TagRevision",
+    ORDERINGS + "UntagRevision",
+    ORDERINGS + "ImportOrdering",
 )
-"""Methods that change nothing: safe to send again."""
+"""Methods that are safe to send again: they change nothing, or carry a request_id that makes them happen once."""
 
 Response = TypeVar("Response", bound=Message)
 Value = TypeVar("Value")

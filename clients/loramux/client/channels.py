@@ -1,10 +1,10 @@
-"""Options that every channel of the client is made with: retries of reads, keepalive, message sizes."""
+"""Options that every channel of the client is made with: retries, keepalive, message sizes."""
 
 from __future__ import annotations
 
 import json
 
-from loramux.client.calls import READS
+from loramux.client.calls import RETRIED
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
 """Largest message in either direction: an ordering file may be 16 MiB, and scalings of a long prompt are large."""
@@ -19,6 +19,9 @@ def channel_options() -> ChannelOptions:
         ("grpc.enable_retries", 1),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        # A service that restarts is found again soon: grpc's own pause grows to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 0),
@@ -26,13 +29,13 @@ def channel_options() -> ChannelOptions:
 
 
 def _service_config() -> str:
-    """Reads are retried when the service is away for a moment; writes and Generate never are."""
+    """What is safe to send again is, when the service is away for a moment: same bytes, so same request_id."""
     names = []
-    for method in READS:
+    for method in RETRIED:
         service, _, name = method.removeprefix("/").partition("/")
         names.append({"service": service, "method": name})
     retry = {
-        "maxAttempts": 4,
+        "maxAttempts": 5,
         "initialBackoff": "0.1s",
         "maxBackoff": "2s",
         "backoffMultiplier": 2,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
+from uuid import uuid4
 
 from loramux.client.adapters import AdapterKind, short_name
 from loramux.client.calls import ORDERINGS, AnyCall, Call, Page, PageCall
@@ -29,6 +31,30 @@ OrderingSource = str | bytes | Path | OrderingDocument
 """`str`: a stored ordering by name; `Path`: an ordering file; `bytes`: its content; or a document."""
 
 
+class WriteOptions(TypedDict, total=False):
+    """What every write takes. A write that is sent again with the same request_id within a day happens once."""
+
+    request_id: str | None
+    """A UUID; without one the client makes it, and sends the write again with it while the service is away."""
+    validate_only: bool
+    """Answer as the write would, and write nothing."""
+
+
+class WriteFields(TypedDict):
+    """The fields that every request of a write has."""
+
+    request_id: str
+    validate_only: bool
+
+
+def write_fields(options: WriteOptions) -> WriteFields:
+    """The options of a write as fields of its request, with a request_id in any case."""
+    return {
+        "request_id": options.get("request_id") or str(uuid4()),
+        "validate_only": options.get("validate_only", False),
+    }
+
+
 def create_ordering(
     ordering_id: str,
     document: OrderingDocument,
@@ -37,6 +63,7 @@ def create_ordering(
     adapter_model_id: str,
     description: str,
     labels: Mapping[str, str],
+    options: WriteOptions,
 ) -> AnyCall[Ordering]:
     """Stores a new ordering."""
     ordering = ordering_pb2.Ordering(
@@ -46,33 +73,43 @@ def create_ordering(
         description=description,
         labels=labels,
     )
-    request = ordering_service_pb2.CreateOrderingRequest(ordering_id=short_name(ordering_id), ordering=ordering)
+    request = ordering_service_pb2.CreateOrderingRequest(
+        ordering_id=short_name(ordering_id), ordering=ordering, **write_fields(options)
+    )
     return Call(ORDERINGS + "CreateOrdering", request, ordering_pb2.Ordering, ordering_from_proto)
 
 
-def get_ordering(name: str, revision: str | int | None) -> AnyCall[Ordering]:
+def get_ordering(name: str, revision: str | int | None, show_deleted: bool) -> AnyCall[Ordering]:
     """One revision of an ordering."""
-    request = ordering_service_pb2.GetOrderingRequest(name=ordering_resource(name, revision))
+    request = ordering_service_pb2.GetOrderingRequest(name=ordering_resource(name, revision), show_deleted=show_deleted)
     return Call(ORDERINGS + "GetOrdering", request, ordering_pb2.Ordering, ordering_from_proto)
 
 
-def list_orderings(page_token: str) -> AnyCall[Page[Ordering]]:
-    """One page of all orderings; pages stay small because an ordering holds its document."""
-    return Call(
-        ORDERINGS + "ListOrderings",
-        ordering_service_pb2.ListOrderingsRequest(page_token=page_token),
-        ordering_service_pb2.ListOrderingsResponse,
-        lambda answer: Page(tuple(map(ordering_from_proto, answer.orderings)), answer.next_page_token),
-    )
+def list_orderings(filter: str, order_by: str, show_deleted: bool) -> PageCall[Ordering]:
+    """The pages of all orderings that the filter lets through; pages stay small: an ordering holds its document."""
+
+    def page(token: str) -> AnyCall[Page[Ordering]]:
+        return Call(
+            ORDERINGS + "ListOrderings",
+            ordering_service_pb2.ListOrderingsRequest(
+                page_token=token, filter=filter, order_by=order_by, show_deleted=show_deleted
+            ),
+            ordering_service_pb2.ListOrderingsResponse,
+            lambda answer: Page(tuple(map(ordering_from_proto, answer.orderings)), answer.next_page_token),
+        )
+
+    return page
 
 
-def list_revisions(name: str) -> PageCall[Ordering]:
+def list_revisions(name: str, show_deleted: bool) -> PageCall[Ordering]:
     """The pages of the revisions of an ordering, newest first."""
 
     def page(token: str) -> AnyCall[Page[Ordering]]:
         return Call(
             ORDERINGS + "ListOrderingRevisions",
-            ordering_service_pb2.ListOrderingRevisionsRequest(name=ordering_resource(name), page_token=token),
+            ordering_service_pb2.ListOrderingRevisionsRequest(
+                name=ordering_resource(name), page_token=token, show_deleted=show_deleted
+            ),
             ordering_service_pb2.ListOrderingRevisionsResponse,
             lambda answer: Page(tuple(map(ordering_from_proto, answer.revisions)), answer.next_page_token),
         )
@@ -89,6 +126,7 @@ def update_ordering(
     adapter_model_id: str | None,
     description: str | None,
     labels: Mapping[str, str] | None,
+    options: WriteOptions,
 ) -> AnyCall[Ordering]:
     """Replaces what is not None."""
     request = ordering_service_pb2.UpdateOrderingRequest(
@@ -98,16 +136,17 @@ def update_ordering(
         kind=None if kind is None else kind_to_proto(kind),
         adapter_model_id=adapter_model_id,
         description=description,
-        labels=None if labels is None else ordering_service_pb2.Labels(labels=labels),
+        labels=None if labels is None else ordering_pb2.Labels(labels=labels),
+        **write_fields(options),
     )
     return Call(ORDERINGS + "UpdateOrdering", request, ordering_pb2.Ordering, ordering_from_proto)
 
 
-def delete_ordering(name: str, etag: str | None) -> AnyCall[Ordering]:
+def delete_ordering(name: str, etag: str | None, options: WriteOptions) -> AnyCall[Ordering]:
     """Deletes an ordering; returns it as it was."""
     return Call(
         ORDERINGS + "DeleteOrdering",
-        ordering_service_pb2.DeleteOrderingRequest(name=ordering_resource(name), etag=etag),
+        ordering_service_pb2.DeleteOrderingRequest(name=ordering_resource(name), etag=etag, **write_fields(options)),
         ordering_service_pb2.DeleteOrderingResponse,
         lambda answer: ordering_from_proto(answer.ordering),
     )
@@ -122,6 +161,8 @@ def import_ordering(
     kind: AdapterKind | None,
     adapter_model_id: str,
     description: str,
+    labels: Mapping[str, str] | None,
+    options: WriteOptions,
 ) -> AnyCall[Ordering]:
     """Stores a file unchanged; without an id, the file's stem is its id. Raises OSError if the file cannot be read."""
     if isinstance(file, bytes):
@@ -139,6 +180,8 @@ def import_ordering(
         kind=kind_to_proto(kind),
         adapter_model_id=adapter_model_id,
         description=description,
+        labels=None if labels is None else ordering_pb2.Labels(labels=labels),
+        **write_fields(options),
     )
     return Call(ORDERINGS + "ImportOrdering", request, ordering_pb2.Ordering, ordering_from_proto)
 

@@ -53,8 +53,27 @@ class OrderingDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """How a revision's document was made; fields as in `loramux.ordering.v1.Provenance`, empty where they say nothing.
+
+    `method` is `written`, `imported`, `generated`, `derived` or `rolled_back`.
+    """
+
+    method: str
+    config_digest: str
+    service_version: str
+    model: str
+    source: str
+    arguments: str
+    module_order: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ordering:
-    """A stored ordering at one revision; fields as in `loramux.ordering.v1.Ordering`."""
+    """A stored ordering at one revision; fields as in `loramux.ordering.v1.Ordering`.
+
+    `tags` are those that point at this revision; `delete_time` is None while the ordering is there.
+    """
 
     id: str
     kind: AdapterKind | None
@@ -67,7 +86,9 @@ class Ordering:
     etag: str
     create_time: datetime.datetime
     update_time: datetime.datetime
-    method: str
+    delete_time: datetime.datetime | None
+    tags: tuple[str, ...]
+    provenance: Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +240,21 @@ def ordering_from_proto(message: ordering_pb2.Ordering) -> Ordering:
         etag=message.etag,
         create_time=message.create_time.ToDatetime(tzinfo=datetime.UTC),
         update_time=message.update_time.ToDatetime(tzinfo=datetime.UTC),
-        method=message.provenance.method,
+        delete_time=message.delete_time.ToDatetime(tzinfo=datetime.UTC) if message.HasField("delete_time") else None,
+        tags=tuple(message.tags),
+        provenance=_provenance(message.provenance),
+    )
+
+
+def _provenance(message: ordering_pb2.Provenance) -> Provenance:
+    return Provenance(
+        method=message.method,
+        config_digest=message.config_digest,
+        service_version=message.service_version,
+        model=message.model,
+        source=message.source,
+        arguments=message.arguments,
+        module_order=message.module_order,
     )
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
+from typing import Unpack
 
-from loramux.client import ordering_calls
+from loramux.client import ordering_calls, ordering_history_calls
 from loramux.client.adapters import AdapterKind
 from loramux.client.blocking.connection import Connection
-from loramux.client.ordering_calls import OrderingSource
+from loramux.client.blocking.ordering_watch import OrderingWatch
+from loramux.client.changes import ChangeReader, OnOutage
+from loramux.client.ordering_calls import OrderingSource, WriteOptions
+from loramux.client.ordering_history import OrderingDiff
 from loramux.client.orderings import (
     GeneratedOrdering,
     ModelReference,
@@ -20,7 +25,11 @@ from loramux.client.orderings import (
 
 
 class OrderingApi:
-    """Keeps, makes and judges ordering files. Every method raises LoramuxError."""
+    """Keeps, makes and judges ordering files. Every method raises LoramuxError.
+
+    A write carries a request_id, so that it happens once although it is sent again while the service is away; the
+    caller may give one, and `validate_only=True` to see the answer without the change. A stale `etag` raises Aborted.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -34,6 +43,7 @@ class OrderingApi:
         adapter_model_id: str = "",
         description: str = "",
         labels: Mapping[str, str] | None = None,
+        **options: Unpack[WriteOptions],
     ) -> Ordering:
         """Stores a new ordering as revision 1."""
         return self._connection.run(
@@ -44,20 +54,24 @@ class OrderingApi:
                 adapter_model_id=adapter_model_id,
                 description=description,
                 labels=labels or {},
+                options=options,
             )
         )
 
-    def get(self, name: str, revision: str | int | None = None) -> Ordering:
-        """The newest revision, or the one asked for (`demo`, `demo@3`, or `revision=3`)."""
-        return self._connection.run(ordering_calls.get_ordering(name, revision))
+    def get(self, name: str, revision: str | int | None = None, *, show_deleted: bool = False) -> Ordering:
+        """The newest revision, or the one asked for (`demo`, `demo@3`, `demo@prod`, or `revision=3`)."""
+        return self._connection.run(ordering_calls.get_ordering(name, revision, show_deleted))
 
-    def list(self) -> tuple[Ordering, ...]:
-        """The newest revision of every ordering, by name."""
-        return self._connection.run_pages(ordering_calls.list_orderings)
+    def list(self, filter: str = "", *, order_by: str = "", show_deleted: bool = False) -> tuple[Ordering, ...]:
+        """The newest revision of every ordering that a filter lets through: `kind = xlora AND labels.team = "nlp"`.
 
-    def revisions(self, name: str) -> tuple[Ordering, ...]:
+        `order_by` is `ordering_id`, `create_time` or `update_time`, each perhaps followed by ` desc`.
+        """
+        return self._connection.run_pages(ordering_calls.list_orderings(filter, order_by, show_deleted))
+
+    def revisions(self, name: str, *, show_deleted: bool = False) -> tuple[Ordering, ...]:
         """All revisions of an ordering, newest first."""
-        return self._connection.run_pages(ordering_calls.list_revisions(name))
+        return self._connection.run_pages(ordering_calls.list_revisions(name, show_deleted))
 
     def update(
         self,
@@ -69,8 +83,9 @@ class OrderingApi:
         adapter_model_id: str | None = None,
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
+        **options: Unpack[WriteOptions],
     ) -> Ordering:
-        """Replaces what is not None; a changed document becomes a new revision. A stale `etag` raises Aborted."""
+        """Replaces what is not None; a changed document becomes a new revision."""
         return self._connection.run(
             ordering_calls.update_ordering(
                 name,
@@ -80,12 +95,63 @@ class OrderingApi:
                 adapter_model_id=adapter_model_id,
                 description=description,
                 labels=labels,
+                options=options,
             )
         )
 
-    def delete(self, name: str, *, etag: str | None = None) -> Ordering:
-        """Deletes an ordering and returns it as it was; its id stays taken. A stale `etag` raises Aborted."""
-        return self._connection.run(ordering_calls.delete_ordering(name, etag))
+    def delete(self, name: str, *, etag: str | None = None, **options: Unpack[WriteOptions]) -> Ordering:
+        """Deletes an ordering and returns it as it was; its id stays taken until it is purged."""
+        return self._connection.run(ordering_calls.delete_ordering(name, etag, options))
+
+    def undelete(self, name: str, *, etag: str | None = None, **options: Unpack[WriteOptions]) -> Ordering:
+        """Brings a deleted ordering back as it was."""
+        return self._connection.run(ordering_history_calls.undelete_ordering(name, etag, options))
+
+    def purge(self, name: str, *, etag: str | None = None, **options: Unpack[WriteOptions]) -> int:
+        """Removes a deleted ordering for good, with all its revisions and tags; returns how many revisions it had."""
+        return self._connection.run(ordering_history_calls.purge_ordering(name, etag, options))
+
+    def rollback(
+        self, name: str, revision: str | int, *, etag: str | None = None, **options: Unpack[WriteOptions]
+    ) -> Ordering:
+        """Makes the document of an earlier revision the newest one: a new revision with the same bytes."""
+        return self._connection.run(ordering_history_calls.rollback_ordering(name, revision, etag, options))
+
+    def tag(
+        self,
+        name: str,
+        tag: str,
+        revision: str | int | None = None,
+        *,
+        etag: str | None = None,
+        **options: Unpack[WriteOptions],
+    ) -> Ordering:
+        """Points a tag at a revision (`demo@3`, `revision=3`, or the newest), from wherever it pointed before."""
+        return self._connection.run(ordering_history_calls.tag_revision(name, tag, revision, etag, options))
+
+    def untag(self, name: str, tag: str, *, etag: str | None = None, **options: Unpack[WriteOptions]) -> Ordering:
+        """Takes a tag away."""
+        return self._connection.run(ordering_history_calls.untag_revision(name, tag, etag, options))
+
+    def diff(self, before: str, after: str) -> OrderingDiff:
+        """How two revisions differ, of one ordering (`demo@3`, `demo@prod`) or of two."""
+        return self._connection.run(ordering_history_calls.diff_orderings(before, after))
+
+    def watch(
+        self,
+        names: Sequence[str] = (),
+        *,
+        after: int | None = None,
+        max_outage_s: float = inf,
+        on_outage: OnOutage | None = None,
+    ) -> OrderingWatch:
+        """Changes as they are written, each once and in order: of these orderings or of all, after a sequence or now.
+
+        While the service is away, it waits (`max_outage_s` seconds at most, and `on_outage` is told), then goes on
+        where it was. `.sequence` of the watch is where to resume in another process.
+        """
+        reader = ChangeReader(names, after, max_outage_s=max_outage_s, on_outage=on_outage)
+        return OrderingWatch(self._connection, reader)
 
     def import_file(
         self,
@@ -97,6 +163,8 @@ class OrderingApi:
         kind: AdapterKind | None = None,
         adapter_model_id: str = "",
         description: str = "",
+        labels: Mapping[str, str] | None = None,
+        **options: Unpack[WriteOptions],
     ) -> Ordering:
         """Stores an ordering file unchanged; without an id, the file's stem is its id. Raises OSError too."""
         return self._connection.run(
@@ -108,6 +176,8 @@ class OrderingApi:
                 kind=kind,
                 adapter_model_id=adapter_model_id,
                 description=description,
+                labels=labels,
+                options=options,
             )
         )
 
