@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from loramux.cli.__main__ import main
 from loramux.client import ScalingsRecord
+from tests.clients.command import Run, parsed
 from tests.clients.fakes import LAYERS, FakeServices, fake_scalings
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(
-    services: FakeServices, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Run:
-    """Runs the command in an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.setenv("LORAMUX_ADDRESS", services.address)
-    monkeypatch.setenv("LORAMUX_ORDERING_ADDRESS", services.address)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = main(words)
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return run
-
-
-def parsed(result: tuple[int, str, str], code: int = 0) -> Any:
-    """The JSON that a command printed, and nothing else."""
-    assert result[0] == code, result
-    assert result[1].count("\n") == 1
-    assert result[2] == ""
-    return json.loads(result[1])
 
 
 def test_generate_prints_the_text_alone_and_what_was_applied_on_stderr(run: Run, services: FakeServices) -> None:
@@ -163,15 +134,15 @@ def test_tokenizing_and_detokenizing(run: Run) -> None:
 
 def test_an_ordering_lives_from_create_to_delete(run: Run) -> None:
     assert run("ordering", "create", "demo", "--base-model-id", "m", "--order", "a, b,,", "--label", "k=v=w")[0] == 0
-    read = parsed(run("ordering", "get", "demo", "--json"))
+    read = parsed(run("ordering", "show", "demo", "--json"))
     assert read["document"] == {"base_model_id": "m", "order": ["a", "b"], "layers": None, "preload_adapters": None}
     assert read["labels"] == {"k": "v=w"}
     assert parsed(run("ordering", "update", "demo", "--order", "b", "--json"))["document"]["base_model_id"] == "m"
     assert run("ordering", "update", "demo", "--description", "x", "--etag", "etag-1")[0] == 1
-    assert [entry["revision_number"] for entry in parsed(run("ordering", "revisions", "demo", "--json"))] == [2, 1]
+    assert [entry["revision_number"] for entry in parsed(run("ordering", "history", "demo", "--json"))] == [2, 1]
     assert "demo" in run("ordering", "list")[1]
     assert run("ordering", "delete", "demo")[1] == "deleted demo\n"
-    assert run("ordering", "get", "demo")[0] == 1
+    assert run("ordering", "show", "demo")[0] == 1
 
 
 def test_an_ordering_file_is_exported_as_it_was_imported(run: Run, tmp_path: Path) -> None:

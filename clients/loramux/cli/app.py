@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from loramux.cli import adapters, chat, generate, model, ordering, ordering_files, scalings, up
+from loramux.cli import (
+    adapters,
+    chat,
+    generate,
+    model,
+    ordering,
+    ordering_files,
+    ordering_history,
+    ordering_removal,
+    ordering_watch,
+    scalings,
+    up,
+)
 from loramux.cli.session import DEFAULT_ORDERING_ADDRESS, open_session
 from loramux.client.blocking.client import DEFAULT_ADDRESS
 
@@ -53,11 +65,18 @@ app.command("detokenize")(model.detokenize)
 
 _ORDERING_COMMANDS: Mapping[str, Callable[..., Any]] = {
     "create": ordering.create,
-    "get": ordering.get,
     "list": ordering.list_orderings,
-    "revisions": ordering.revisions,
+    "show": ordering.show,
+    "history": ordering_history.history,
+    "diff": ordering_history.diff,
     "update": ordering.update,
-    "delete": ordering.delete,
+    "rollback": ordering_history.rollback,
+    "tag": ordering_history.tag,
+    "untag": ordering_history.untag,
+    "watch": ordering_watch.watch,
+    "delete": ordering_removal.delete,
+    "undelete": ordering_removal.undelete,
+    "purge": ordering_removal.purge,
     "import": ordering_files.import_file,
     "export": ordering_files.export_file,
     "generate": ordering_files.generate,

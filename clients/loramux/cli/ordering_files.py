@@ -12,9 +12,10 @@ from rich.text import Text
 
 from loramux.cli.derived_files import with_order, with_preload
 from loramux.cli.ordering import DescriptionOption, EtagOption, KindOption, NameArgument, PlaceOption, names
+from loramux.cli.ordering_tables import ordering_table
 from loramux.cli.problems import SERVICE_ERROR, CommandError
 from loramux.cli.session import JsonOption, OrderingAddressOption, Session, open_session
-from loramux.cli.tables import ordering_table, validation_table
+from loramux.cli.tables import validation_table
 from loramux.client import ConfigModel, HubModel, LocalModel, OrderingDocument, OrderingFile
 from loramux.client.orderings import ModelReference
 

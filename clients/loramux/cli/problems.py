@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from loramux.cli.hints import hint
 from loramux.cli.json_output import to_json
 from loramux.cli.session import Session
 from loramux.client import LoramuxError
@@ -35,6 +36,8 @@ def report_service_error(session: Session, error: LoramuxError) -> int:
         for violation in error.violations:
             table.add_row(Text(violation.field), Text(violation.description), Text(violation.reason, style="dim"))
         session.err.print(table)
+    if advice := hint(error):
+        session.say(advice)
     return SERVICE_ERROR
 
 

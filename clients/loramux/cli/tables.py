@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loramux.cli.choices import describe_selection
-from loramux.client import ActiveAdapters, Adapter, AppliedOrdering, Model, Ordering, Severity, Validation
+from loramux.client import ActiveAdapters, Adapter, AppliedOrdering, Model, Severity, Validation
 
 
 def fields_table(rows: Iterable[tuple[str, object]]) -> Table:
@@ -99,45 +99,6 @@ def applied_ordering_table(applied: AppliedOrdering) -> Table:
 
 def _kind(adapter: Adapter) -> str:
     return f"X-LoRA of {len(adapter.experts)}" if adapter.experts else "LoRA"
-
-
-def orderings_table(orderings: Sequence[Ordering]) -> Table:
-    """Orderings or revisions, one a line."""
-    table = Table("Ordering", "Revision", "Kind", "Base model", "Order", "Layers", "Changed (UTC)", box=None)
-    for ordering in orderings:
-        document = ordering.document
-        table.add_row(
-            Text(ordering.id, style="bold"),
-            Text(f"{ordering.revision_number} {ordering.revision_id}"),
-            ordering.kind.value if ordering.kind is not None else "",
-            Text(document.base_model_id or ""),
-            Text(", ".join(document.order or ())),
-            str(len(document.layers or {})),
-            f"{ordering.update_time:%Y-%m-%d %H:%M}",
-        )
-    return table
-
-
-def ordering_table(ordering: Ordering) -> Table:
-    """One ordering at one revision."""
-    document = ordering.document
-    preload = ", ".join(f"{entry.name} ({entry.adapter_model_id})" for entry in document.preload_adapters or ())
-    return fields_table(
-        (
-            ("ordering", ordering.id),
-            ("revision", f"{ordering.revision_number} ({ordering.revision_id}, {ordering.provenance.method})"),
-            ("kind", ordering.kind.value if ordering.kind is not None else None),
-            ("base model", document.base_model_id),
-            ("order", ", ".join(document.order or ())),
-            ("layers", len(document.layers) if document.layers is not None else None),
-            ("preload", preload),
-            ("adapters at", ordering.adapter_model_id),
-            ("description", ordering.description),
-            ("labels", ", ".join(f"{key}={value}" for key, value in ordering.labels.items())),
-            ("etag", ordering.etag),
-            ("changed", f"{ordering.update_time:%Y-%m-%d %H:%M:%S} UTC"),
-        )
-    )
 
 
 def validation_table(validation: Validation) -> Table | Text:
