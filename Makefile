@@ -3,13 +3,16 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check -q
 RUN := .venv/bin
 
-.PHONY: demo demo-adapters test check format protos check-protos clean
+.PHONY: demo demo-adapters test stress check format protos check-protos clean
 
 demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
 	$(RUN)/python -m orderings.demo.run
 
 test: .venv/.development  ## all tests
 	$(RUN)/pytest -q
+
+stress: .venv/.development  ## 10,000 requests while adapters change under them (about ten minutes)
+	LORAMUX_STRESS_REQUESTS=10000 $(RUN)/pytest -q tests/inference_svc/engine/test_stress.py -o log_cli=true --log-cli-level=INFO
 
 check: .venv/.development check-protos  ## format, lint, types, contracts
 	$(RUN)/ruff format --check .

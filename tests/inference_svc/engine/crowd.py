@@ -36,6 +36,7 @@ from inference_svc.engine.request import (
     TokenLogprobs,
 )
 from inference_svc.models.base_model import BaseModel
+from inference_svc.scheduling.sequence import ScheduledSequence
 from tests.inference_svc.adapters.conftest import AdapterWriter
 from tests.inference_svc.engine.tiny_engine import Reader
 
@@ -155,6 +156,21 @@ def finished_of(reader: Reader) -> Finished:
     return finished
 
 
+def under_pressure(engine: Engine, *, every: int) -> None:
+    """Let the engine preempt its youngest request every so many steps, so at every point of a request's life.
+
+    A small pool does that too, but rarely: nobody is admitted unless all that run can grow by a block.
+    """
+    scheduler, schedule, steps = engine.scheduler, engine.scheduler.schedule, itertools.count(1)
+
+    def preempt_and_schedule() -> list[ScheduledSequence]:
+        if next(steps) % every == 0 and scheduler.num_running > 1:
+            scheduler._preempt(scheduler._running[-1])
+        return schedule()
+
+    scheduler.schedule = preempt_and_schedule  # type: ignore[method-assign]
+
+
 class Solo:
     """Answers requests one at a time, on an engine that shares nothing between them; each distinct one once."""
 
@@ -162,6 +178,11 @@ class Solo:
         self.engine = Engine(base, registry, EngineConfig(prefix_caching=False, context_length=128))
         self.engine.start()
         self._known: dict[object, Answered] = {}
+
+    @property
+    def num_known(self) -> int:
+        """How many distinct requests were answered."""
+        return len(self._known)
 
     def answer(self, what: GenerationRequest) -> Answered:
         """The answer of a request that nothing runs beside and that finds nothing computed."""

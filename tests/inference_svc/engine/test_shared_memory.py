@@ -19,7 +19,6 @@ from inference_svc.engine.request import GenerationRequest
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import ForwardBatch
 from inference_svc.models.base_model import BaseModel
-from inference_svc.scheduling.sequence import ScheduledSequence
 from tests.inference_svc.adapters.conftest import AdapterWriter
 from tests.inference_svc.engine.crowd import (
     EXPERTS,
@@ -32,6 +31,7 @@ from tests.inference_svc.engine.crowd import (
     lora_folder,
     request,
     tiny_registry,
+    under_pressure,
     xlora_folder,
 )
 from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
@@ -94,16 +94,9 @@ def test_preemption_changes_no_answer(
     config = EngineConfig(max_batch_tokens=12, max_running=8, kv_cache_tokens=14 * 16, prefix_caching=prefix_caching)
     engine = Engine(base, registry, config)
     everybody_is_here = threading.Event()
-    scheduler, schedule, steps = engine.scheduler, engine.scheduler.schedule, itertools.count()
-
-    def under_pressure() -> list[ScheduledSequence]:
-        everybody_is_here.wait(60)
-        # The pool is too small by itself; more often, so that it happens at every point of a request's life.
-        if next(steps) % 5 == 4 and scheduler.num_running > 1:
-            scheduler._preempt(scheduler._running[-1])
-        return schedule()
-
-    scheduler.schedule = under_pressure  # type: ignore[method-assign]
+    under_pressure(engine, every=5)
+    step = engine.step
+    engine.step = lambda: (everybody_is_here.wait(60), step())[1]  # type: ignore[method-assign]
     engine.start()
     # Of many lengths, so that some are preempted while they decode and some amid their prompts.
     crowd = [
