@@ -147,13 +147,16 @@ def test_purging_asks_on_a_terminal(
     assert len(services.ordering.stored) == left
 
 
-def test_a_stale_etag_and_a_service_that_is_away_are_told_with_what_to_do(demo: Run) -> None:
+def test_a_stale_etag_and_a_service_that_is_away_are_told_with_what_to_do(demo: Run, services: FakeServices) -> None:
     code, _, err = demo("ordering", "delete", "demo", "--etag", "etag-0")
     assert code == 1
     assert err.splitlines()[0] == "error: the etag is stale [ETAG_MISMATCH]"
     assert "loramux ordering show ID" in err
     error = parsed(demo("ordering", "delete", "demo", "--etag", "etag-0", "--json"), 1)["error"]
     assert error["metadata"] == {"current_etag": "etag-2"}
+    for etag in ("1-97", '"1-97"'):
+        demo("ordering", "delete", "demo", "--etag", etag)
+        assert services.ordering.seen[-1].etag == '"1-97"'
     code, _, err = demo("ordering", "list", "--ordering-address", "127.0.0.1:1")
     assert code == 1
     assert "loramux up" in err
@@ -217,7 +220,7 @@ def test_watching_for_programs_is_a_line_of_json_a_change_and_ends_with_its_read
     "command",
     [
         *("create", "list", "show", "history", "diff", "update", "rollback", "tag", "untag"),
-        *("watch", "delete", "undelete", "purge"),
+        *("watch", "delete", "undelete", "purge", "import", "export"),
     ],
 )
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:

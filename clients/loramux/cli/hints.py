@@ -7,6 +7,11 @@ from loramux.client import LoramuxError
 _BY_REASON = {
     "ORDERING_NOT_FOUND": "`loramux ordering list` shows which there are; --show-deleted also those that were deleted.",
     "REVISION_NOT_FOUND": "`loramux ordering history ID` shows its revisions and tags.",
+    "TAG_NOT_FOUND": "`loramux ordering history ID` shows its revisions and tags.",
+    "ORDERING_DELETED": "`loramux ordering undelete ID` brings it back, with its history.",
+    "ORDERING_NOT_DELETED": "`loramux ordering delete ID` comes first.",
+    "ORDERING_EXISTS": "`loramux ordering import --allow-existing` adds a revision to it; "
+    "if it was deleted, `loramux ordering undelete ID` brings it back.",
     "ETAG_MISMATCH": "`loramux ordering show ID` shows what it is now, with its etag; then decide.",
 }
 _BY_CODE = {"UNIMPLEMENTED": "The service is older than this command, or is not the one that was meant."}

@@ -12,6 +12,12 @@ from loramux.cli.ordering_tables import ordering_table, orderings_table
 from loramux.cli.session import JsonOption, OrderingAddressOption, Session, open_session
 from loramux.client import AdapterKind, Ordering, OrderingDocument, PreloadAdapter
 
+
+def quoted(etag: str | None) -> str | None:
+    """An etag is a quoted string (RFC 7232), and a shell takes the quotes away: they are put back."""
+    return f'"{etag}"' if etag and not etag.endswith('"') else etag
+
+
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the ordering.")]
 NameArgument = Annotated[
     str, typer.Argument(metavar="ID[@REVISION]", help="The ordering; a revision is a number, an id, or a tag.")
@@ -23,7 +29,9 @@ PlaceOption = Annotated[
 DescriptionOption = Annotated[str | None, typer.Option(help="What it is for.")]
 LabelOption = Annotated[list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Repeatable.")]
 RemoveLabelOption = Annotated[list[str] | None, typer.Option("--remove-label", metavar="KEY", help="Repeatable.")]
-EtagOption = Annotated[str | None, typer.Option(help="Refuse if the ordering has another etag by now.")]
+EtagOption = Annotated[
+    str | None, typer.Option(help="Refuse if the ordering has another etag by now.", callback=quoted)
+]
 ValidateOnlyOption = Annotated[bool, typer.Option("--validate-only", help="Answer as if, and write nothing.")]
 RequestIdOption = Annotated[
     str | None, typer.Option(metavar="UUID", help="Sent again with the same one, the write happens once.")

@@ -11,7 +11,19 @@ import typer
 from rich.text import Text
 
 from loramux.cli.derived_files import with_order, with_preload
-from loramux.cli.ordering import DescriptionOption, EtagOption, KindOption, NameArgument, PlaceOption, names
+from loramux.cli.ordering import (
+    DescriptionOption,
+    EtagOption,
+    KindOption,
+    LabelOption,
+    NameArgument,
+    PlaceOption,
+    RequestIdOption,
+    ValidateOnlyOption,
+    names,
+    note_validate_only,
+    pairs,
+)
 from loramux.cli.ordering_tables import ordering_table
 from loramux.cli.problems import SERVICE_ERROR, CommandError
 from loramux.cli.session import JsonOption, OrderingAddressOption, Session, open_session
@@ -47,10 +59,16 @@ def import_file(
     kind: KindOption = None,
     adapter_model_id: PlaceOption = None,
     description: DescriptionOption = None,
+    label: LabelOption = None,
+    validate_only: ValidateOnlyOption = False,
+    request_id: RequestIdOption = None,
     ordering_address: OrderingAddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store an ordering file unchanged."""
+    """Store an ordering file unchanged.
+
+    Example: loramux ordering import demo.json --kind xlora --allow-existing
+    """
     session = open_session(context, as_json, None, ordering_address)
     with session.client() as client:
         ordering = client.orderings.import_file(
@@ -61,8 +79,12 @@ def import_file(
             kind=kind,
             adapter_model_id=adapter_model_id or "",
             description=description or "",
+            labels=pairs(label) if label else None,
+            validate_only=validate_only,
+            request_id=request_id,
         )
     session.emit(ordering, ordering_table)
+    note_validate_only(session, validate_only)
 
 
 def export_file(
@@ -72,7 +94,10 @@ def export_file(
     ordering_address: OrderingAddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the ordering file of a revision, byte for byte."""
+    """Write the ordering file of a revision, byte for byte.
+
+    Example: loramux ordering export demo@prod -o demo.json
+    """
     session = open_session(context, as_json, None, ordering_address)
     with session.client() as client:
         file = client.orderings.export_file(name)
