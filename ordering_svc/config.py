@@ -40,6 +40,8 @@ class Config(BaseSettings):
     busy_timeout_ms: int = Field(BUSY_TIMEOUT_MS, ge=0, le=600_000)
     storage_threads: int = Field(8, ge=1, le=16)  # no more than the database has connections for
     model_threads: int = Field(4, ge=1, le=8)
+    watch_poll_seconds: float = Field(0.2, gt=0, le=60)  # how soon a watch sees what another process wrote
+    watch_heartbeat_seconds: float = Field(15.0, gt=0, le=3600)  # how long a watch is silent when nothing happens
 
     @field_validator("model_roots", mode="before")
     @classmethod

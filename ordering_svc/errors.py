@@ -13,11 +13,14 @@ OrderingServiceError
 ├── NotFound                                                                      NOT_FOUND
 │   ├── OrderingNotFound
 │   ├── RevisionNotFound
+│   ├── TagNotFound
 │   └── ModelNotFound
 ├── OrderingExists              the id is taken, if only by a deleted one         ALREADY_EXISTS
 ├── EtagMismatch                the ordering has changed since it was read        ABORTED
 ├── PathNotAllowed              a path outside the allowed roots                  PERMISSION_DENIED
 ├── OrderingDeleted             a deleted ordering cannot take a revision         FAILED_PRECONDITION
+├── OrderingNotDeleted          only a deleted one can be brought back or purged  FAILED_PRECONDITION
+├── TooManyTags                 the ordering has as many as it may                FAILED_PRECONDITION
 ├── DatabaseNotWritable         read-only, or not there                           FAILED_PRECONDITION
 │   └── DatabaseUnreadable      not a database, or damaged
 ├── DatabaseFull                the disk or a quota is full                       RESOURCE_EXHAUSTED
@@ -168,6 +171,16 @@ class RevisionNotFound(NotFound):
     resource_type = "loramux.ordering.v1.Ordering"
 
 
+class TagNotFound(NotFound):
+    """The ordering has no such tag."""
+
+    reason = "TAG_NOT_FOUND"
+    resource_type = "loramux.ordering.v1.Ordering"
+
+    def __init__(self, ordering_id: str, tag: str) -> None:
+        super().__init__(f"orderings/{ordering_id} has no tag {tag!r}", f"orderings/{ordering_id}@{tag}", tag=tag)
+
+
 class ModelNotFound(NotFound):
     """There is no such model, or it has no config."""
 
@@ -182,13 +195,14 @@ class OrderingExists(OrderingServiceError):
     resource_type = "loramux.ordering.v1.Ordering"
 
     def __init__(self, ordering_id: str, *, is_deleted: bool) -> None:
-        by_whom = "a deleted ordering, whose revisions are kept" if is_deleted else "another ordering"
+        by_whom = "a deleted ordering: undelete or purge it, or" if is_deleted else "another ordering:"
         super().__init__(
-            f"the id {ordering_id!r} is taken by {by_whom}: choose another id",
+            f"the id {ordering_id!r} is taken by {by_whom} choose another id",
             ordering_id=ordering_id,
             deleted="true" if is_deleted else "false",
         )
         self.resource = f"orderings/{ordering_id}"
+        self.is_deleted = is_deleted
 
 
 class EtagMismatch(OrderingServiceError):
@@ -219,8 +233,33 @@ class OrderingDeleted(OrderingServiceError):
 
     def __init__(self, ordering_id: str) -> None:
         super().__init__(
-            f"orderings/{ordering_id} was deleted and cannot take a new revision: import under another id",
+            f"orderings/{ordering_id} was deleted and cannot take a new revision: undelete it, or choose another id",
             name=f"orderings/{ordering_id}",
+        )
+
+
+class OrderingNotDeleted(OrderingServiceError):
+    """Only a deleted ordering can be brought back or purged."""
+
+    reason = "ORDERING_NOT_DELETED"
+
+    def __init__(self, ordering_id: str) -> None:
+        super().__init__(
+            f"orderings/{ordering_id} is not deleted: only a deleted ordering can be undeleted or purged",
+            name=f"orderings/{ordering_id}",
+        )
+
+
+class TooManyTags(OrderingServiceError):
+    """The ordering has as many tags as it may have."""
+
+    reason = "TOO_MANY_TAGS"
+
+    def __init__(self, ordering_id: str, limit: int) -> None:
+        super().__init__(
+            f"orderings/{ordering_id} has {limit} tags already: take one away first",
+            name=f"orderings/{ordering_id}",
+            limit=str(limit),
         )
 
 

@@ -55,8 +55,14 @@ class OrderingServer:
         self._models = ThreadPoolExecutor(config.model_threads, thread_name_prefix="models")
         orderings = Orderings(store, ModelReader(config.model_roots, config.hub_endpoint), version("loramux"))
         self._server = grpc.aio.server(interceptors=[ContractInterceptor(_request_types())], options=SERVER_OPTIONS)
-        servicer = OrderingServicer(orderings, self._storage, self._models)
-        ordering_service_pb2_grpc.add_OrderingServiceServicer_to_server(servicer, self._server)
+        self._servicer = OrderingServicer(
+            orderings,
+            self._storage,
+            self._models,
+            poll_seconds=config.watch_poll_seconds,
+            heartbeat_seconds=config.watch_heartbeat_seconds,
+        )
+        ordering_service_pb2_grpc.add_OrderingServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -68,8 +74,9 @@ class OrderingServer:
         await self._server.start()
 
     async def drain(self, seconds: float) -> None:
-        """Refuse new calls, let the running ones end for so long, then stop and close the store."""
+        """Refuse new calls, end watches, let the other calls end for so long, then stop and close the store."""
         await self._say(is_serving=False)
+        self._servicer.stop_watches()
         await self._server.stop(seconds)
         await asyncio.to_thread(self._shut_down)
 

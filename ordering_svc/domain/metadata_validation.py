@@ -1,15 +1,35 @@
-"""Judges what an owner says beside the file."""
+"""Changes and judges what an owner says beside the file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from ordering_svc.domain.ordering import OrderingMetadata
+from ordering_svc.domain.ordering import AdapterKind, OrderingMetadata
 from ordering_svc.domain.problems import shown
 from ordering_svc.errors import InvalidRequest, Violation
 
 MAX_LABEL_KEY_LENGTH = 128
 MAX_LABEL_VALUE_LENGTH = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataChange:
+    """The metadata to replace; None where it stays."""
+
+    kind: AdapterKind | None = None
+    adapter_model_id: str | None = None
+    description: str | None = None
+    labels: Mapping[str, str] | None = None
+
+    def applied_to(self, metadata: OrderingMetadata) -> OrderingMetadata:
+        """The metadata after the change."""
+        return OrderingMetadata(
+            metadata.kind if self.kind is None else self.kind,
+            metadata.adapter_model_id if self.adapter_model_id is None else self.adapter_model_id,
+            metadata.description if self.description is None else self.description,
+            metadata.labels if self.labels is None else self.labels,
+        )
 
 
 def check_metadata(metadata: OrderingMetadata) -> None:

@@ -10,12 +10,13 @@ from ordering_svc.errors import InvalidName
 ORDERING_ID = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 REVISION_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 REVISION_ID_PREFIX = re.compile(r"[0-9a-f]{6,16}")
+TAG = re.compile(r"(?![0-9a-f]{6,}$)[a-z]([a-z0-9-]{0,61}[a-z0-9])?")  # nothing that could be a number or an id
 COLLECTION = "orderings/"
 
 
 @dataclass(frozen=True, slots=True)
 class RevisionSelector:
-    """Which revision a name means: its number, or the first digits of its id (a short run of digits can be both)."""
+    """Which revision a name means: its number, the first digits of its id (digits alone can be both), or a tag."""
 
     text: str
 
@@ -28,6 +29,11 @@ class RevisionSelector:
     def id_prefix(self) -> str | None:
         """The beginning of a revision id that the text is, if it is one."""
         return self.text if REVISION_ID_PREFIX.fullmatch(self.text) else None
+
+    @property
+    def tag(self) -> str | None:
+        """The tag that the text is, if it is one."""
+        return self.text if TAG.fullmatch(self.text) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +80,34 @@ def parse_name(name: str, *, may_have_revision: bool) -> OrderingName:
         raise InvalidName(
             "name", f"{name!r} names a revision, but only a whole ordering can be meant: drop @{revision}"
         )
-    selector = RevisionSelector(revision)
-    if selector.number is None and selector.id_prefix is None:
+    return OrderingName(ordering_id, parse_selector(revision, "name"))
+
+
+def parse_selector(text: str, field: str = "revision") -> RevisionSelector:
+    """Which revision the text means.
+
+    Raises:
+        InvalidName: it can be neither a number, nor the start of an id, nor a tag.
+    """
+    selector = RevisionSelector(text)
+    if selector.number is None and selector.id_prefix is None and selector.tag is None:
         raise InvalidName(
-            "name",
-            f"{revision!r} in {name!r} is not a revision: write its number (1 is the first), or 6 to 16 hex digits of"
-            " its id",
+            field,
+            f"{text!r} is not a revision: write its number (1 is the first), 6 to 16 hex digits of its id, or a tag",
         )
-    return OrderingName(ordering_id, selector)
+    return selector
+
+
+def checked_tag(tag: str, field: str = "tag") -> str:
+    """The tag itself.
+
+    Raises:
+        InvalidName: it does not have the form of a tag, or could be taken for the id of a revision.
+    """
+    if not TAG.fullmatch(tag):
+        raise InvalidName(
+            field,
+            f"{tag!r} is not a tag: write a lower-case letter, then at most 62 lower-case letters, digits or hyphens,"
+            " without a hyphen at the end, and not six or more hex digits only, which could be the id of a revision",
+        )
+    return tag

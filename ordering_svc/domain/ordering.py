@@ -53,9 +53,13 @@ class OrderingDocument:
 class Provenance:
     """How a revision's document was made."""
 
-    method: str  # `imported` or `written`
-    config_digest: str = ""
+    method: str  # `written`, `imported`, `generated`, `derived` or `rolled_back`
+    config_digest: str = ""  # SHA-256 of the config that was read, in hex
     service_version: str = ""
+    model: str = ""  # path or hub id of the model whose config was read
+    source: str = ""  # the revision it was made from: `orderings/{ordering}@{number}`
+    arguments: str = ""  # how it was asked for, as a JSON object
+    module_order: str = ""  # the release of transformers whose order of modules was followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Revision:
     file: bytes
     create_time_us: int  # microseconds since 1970, UTC
     provenance: Provenance
+    base_model_id: str = ""  # what the document says, for filters
 
     @property
     def revision_id(self) -> str:
@@ -92,6 +97,8 @@ class Ordering:
     change_number: int  # grows by one with every change
     create_time_us: int
     revision: Revision
+    tags: tuple[str, ...] = ()  # those that point at this revision, sorted
+    delete_time_us: int | None = None
 
     @property
     def etag(self) -> str:

@@ -98,6 +98,13 @@ def writing(engine: Engine) -> Engine:
     return engine.execution_options(is_writer=True)
 
 
+def reading(engine: Engine) -> Engine:
+    """The same engine, seeing one state of the database for the whole of a transaction, as SQLite always does."""
+    if engine.dialect.name == "sqlite":
+        return engine
+    return engine.execution_options(isolation_level="REPEATABLE READ")
+
+
 def _engine(url: URL, busy_timeout_ms: int, module: SqliteModule) -> Engine:
     if url.get_backend_name() != "sqlite":
         try:

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from ordering_svc.domain.naming import RevisionSelector, resource_name
-from ordering_svc.domain.ordering import AdapterKind, Ordering, OrderingMetadata, Provenance, Revision, revision_id_of
-from ordering_svc.errors import EtagMismatch, InvalidName, OrderingExists, OrderingNotFound, RevisionNotFound
-from ordering_svc.persistence.database import BUSY_TIMEOUT_MS, name_of, open_database, writing
+from ordering_svc.domain.changes import ChangeBatch, ChangeType
+from ordering_svc.domain.naming import RevisionSelector
+from ordering_svc.domain.ordering import Ordering, OrderingMetadata
+from ordering_svc.errors import OrderingExists, TagNotFound, TooManyTags
+from ordering_svc.persistence import changes, listing, requests
+from ordering_svc.persistence.changes import NewChange
+from ordering_svc.persistence.database import BUSY_TIMEOUT_MS, name_of, open_database, reading, writing
+from ordering_svc.persistence.documents import (
+    check_etag,
+    deleted,
+    etag_of,
+    found,
+    new_revision,
+    newest,
+    now_us,
+    selected,
+    shown,
+    write_metadata,
+)
 from ordering_svc.persistence.failures import database_errors
-from ordering_svc.persistence.store import NewFile, Page
-from ordering_svc.persistence.tables import OrderingRow, RevisionRow, SecretRow
+from ordering_svc.persistence.store import MAX_TAGS, PLAIN, ListQuery, NewFile, Page, WriteRequest
+from ordering_svc.persistence.tables import OrderingRow, RevisionRow, SecretRow, TagRow
 
 PAGE_TOKEN_KEY = "page_token_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write answers, and what it changed; no change: there was nothing to write."""
+
+    answer: Ordering
+    change: NewChange | None
+    is_purged: bool = False
 
 
 class SqlStore:
@@ -46,96 +69,169 @@ class SqlStore:
         """The engine, for tests that look under the store."""
         return self._engine
 
-    def create(self, ordering_id: str, metadata: OrderingMetadata, file: NewFile) -> Ordering:
-        now = _now_us()
-        row = OrderingRow(ordering_id=ordering_id, change_number=1, revision_number=1, create_time_us=now)
-        _write_metadata(row, metadata)
-        revision = _new_revision(ordering_id, 1, file, now)
-        with self._writing() as session:
+    def create(
+        self, ordering_id: str, metadata: OrderingMetadata, file: NewFile, request: WriteRequest = PLAIN
+    ) -> Ordering:
+        def work(session: Session) -> Written:
             taken = session.get(OrderingRow, ordering_id)
             if taken is not None:
                 raise OrderingExists(ordering_id, is_deleted=taken.delete_time_us is not None)
+            now = now_us()
+            row = OrderingRow(
+                ordering_id=ordering_id, change_number=1, revision_number=1, create_time_us=now, update_time_us=now
+            )
+            write_metadata(row, metadata)
             session.add(row)
             try:
                 session.flush()
             except IntegrityError:  # PostgreSQL only: another server was faster between our look and our write
                 raise OrderingExists(ordering_id, is_deleted=False) from None
+            revision = new_revision(ordering_id, 1, file, now)
             session.add(revision)
             session.flush()
-            return _ordering(row, revision)
+            return Written(shown(session, row, revision), _change(ChangeType.CREATED, row, revision))
 
-    def get(self, ordering_id: str, revision: RevisionSelector | None = None) -> Ordering:
+        return self._write(request, work)
+
+    def get(
+        self, ordering_id: str, revision: RevisionSelector | None = None, *, show_deleted: bool = False
+    ) -> Ordering:
         with self._reading() as session:
-            row = _alive(session, ordering_id)
-            return _ordering(row, _selected(session, row, revision))
+            row = found(session, ordering_id, show_deleted=show_deleted)
+            return shown(session, row, selected(session, row, revision))
 
-    def is_deleted(self, ordering_id: str) -> bool:
+    def list_orderings(self, query: ListQuery, limit: int, max_bytes: int) -> Page:
         with self._reading() as session:
-            row = session.get(OrderingRow, ordering_id)
-            return row is not None and row.delete_time_us is not None
+            return listing.list_orderings(session, query, limit, max_bytes)
 
-    def list_orderings(self, after: str, limit: int, max_bytes: int) -> Page:
-        query = (
-            select(OrderingRow, RevisionRow.num_bytes)
-            .join(
-                RevisionRow,
-                (RevisionRow.ordering_id == OrderingRow.ordering_id)
-                & (RevisionRow.revision_number == OrderingRow.revision_number),
-            )
-            .where(OrderingRow.delete_time_us.is_(None), OrderingRow.ordering_id > after)
-            .order_by(OrderingRow.ordering_id)
-            .limit(limit + 1)
-        )
+    def list_revisions(
+        self, ordering_id: str, before: int | None, limit: int, max_bytes: int, *, show_deleted: bool = False
+    ) -> Page:
         with self._reading() as session:
-            found = [(row, size) for row, size in session.execute(query)]
-            kept = found[: _fitting([size for _, size in found], limit, max_bytes)]
-            orderings = [_ordering(row, _selected(session, row, None)) for row, _ in kept]
-        return Page(orderings, has_more=len(kept) < len(found))
+            return listing.list_revisions(session, ordering_id, before, limit, max_bytes, show_deleted=show_deleted)
 
-    def list_revisions(self, ordering_id: str, before: int | None, limit: int, max_bytes: int) -> Page:
-        numbers = (
-            select(RevisionRow.revision_number, RevisionRow.num_bytes)
-            .where(RevisionRow.ordering_id == ordering_id)
-            .order_by(RevisionRow.revision_number.desc())
-            .limit(limit + 1)
-        )
-        if before is not None:
-            numbers = numbers.where(RevisionRow.revision_number < before)
-        with self._reading() as session:
-            row = _alive(session, ordering_id)
-            found = [(number, size) for number, size in session.execute(numbers)]
-            kept = found[: _fitting([size for _, size in found], limit, max_bytes)]
-            revisions = [session.get_one(RevisionRow, (ordering_id, number)) for number, _ in kept]
-            return Page([_ordering(row, revision) for revision in revisions], has_more=len(kept) < len(found))
-
-    def update(self, ordering_id: str, etag: str, metadata: OrderingMetadata, file: NewFile) -> Ordering:
-        with self._writing() as session:
-            row = _alive(session, ordering_id, is_locked=True)
-            newest = _selected(session, row, None)
-            current = _ordering(row, newest)
-            if current.etag != etag:
-                raise EtagMismatch(ordering_id, etag, current.etag)
-            is_new_file = file.content != newest.content
+    def update(
+        self, ordering_id: str, etag: str, metadata: OrderingMetadata, file: NewFile, request: WriteRequest = PLAIN
+    ) -> Ordering:
+        def work(session: Session) -> Written:
+            row = found(session, ordering_id, is_locked=True)
+            check_etag(row, etag)
+            revision = newest(session, row)
+            current = shown(session, row, revision)
+            is_new_file = file.content != current.revision.file
             if not is_new_file and metadata == current.metadata:
-                return current
+                return Written(current, None)
             if is_new_file:
-                newest = _new_revision(ordering_id, row.revision_number + 1, file, _now_us())
-                session.add(newest)
+                revision = new_revision(ordering_id, row.revision_number + 1, file, now_us())
+                session.add(revision)
                 row.revision_number += 1
-            _write_metadata(row, metadata)
+                row.update_time_us = revision.create_time_us
+            write_metadata(row, metadata)
             row.change_number += 1
             session.flush()
-            return _ordering(row, newest)
+            return Written(shown(session, row, revision), _change(ChangeType.UPDATED, row, revision))
 
-    def delete(self, ordering_id: str, etag: str | None) -> Ordering:
-        with self._writing() as session:
-            row = _alive(session, ordering_id, is_locked=True)
-            current = _ordering(row, _selected(session, row, None))
-            if etag is not None and etag != current.etag:
-                raise EtagMismatch(ordering_id, etag, current.etag)
-            changes = {"delete_time_us": _now_us(), "change_number": row.change_number + 1}
-            session.execute(update(OrderingRow).where(OrderingRow.ordering_id == ordering_id).values(changes))
-            return current
+        return self._write(request, work)
+
+    def delete(self, ordering_id: str, etag: str | None, request: WriteRequest = PLAIN) -> Ordering:
+        def work(session: Session) -> Written:
+            row = found(session, ordering_id, is_locked=True)
+            check_etag(row, etag)
+            revision = newest(session, row)
+            current = shown(session, row, revision)
+            row.delete_time_us = now_us()
+            row.change_number += 1
+            session.flush()
+            return Written(current, _change(ChangeType.DELETED, row, revision))
+
+        return self._write(request, work)
+
+    def undelete(self, ordering_id: str, etag: str | None, request: WriteRequest = PLAIN) -> Ordering:
+        def work(session: Session) -> Written:
+            row = deleted(session, ordering_id)
+            check_etag(row, etag)
+            revision = newest(session, row)
+            row.delete_time_us = None
+            row.change_number += 1
+            session.flush()
+            return Written(shown(session, row, revision), _change(ChangeType.UNDELETED, row, revision))
+
+        return self._write(request, work)
+
+    def purge(self, ordering_id: str, etag: str | None, request: WriteRequest = PLAIN) -> Ordering:
+        def work(session: Session) -> Written:
+            row = deleted(session, ordering_id)
+            check_etag(row, etag)
+            current = shown(session, row, newest(session, row))
+            requests.keep_contents(session, ordering_id)
+            for table in (TagRow, RevisionRow, OrderingRow):  # who refers goes before what is referred to
+                session.execute(
+                    delete(table).where(table.ordering_id == ordering_id),
+                    execution_options={"synchronize_session": False},
+                )
+            revision = current.revision
+            change = NewChange(ChangeType.PURGED, ordering_id, revision.number, revision.revision_id, etag="")
+            return Written(current, change, is_purged=True)
+
+        return self._write(request, work)
+
+    def tag(
+        self,
+        ordering_id: str,
+        etag: str | None,
+        tag: str,
+        revision: RevisionSelector | None,
+        request: WriteRequest = PLAIN,
+    ) -> Ordering:
+        def work(session: Session) -> Written:
+            row = found(session, ordering_id, is_locked=True)
+            check_etag(row, etag)
+            target = selected(session, row, revision)
+            pointing = session.get(TagRow, (ordering_id, tag))
+            if pointing is not None and pointing.revision_number == target.revision_number:
+                return Written(shown(session, row, target), None)
+            if pointing is None:
+                count = select(func.count()).select_from(TagRow).where(TagRow.ordering_id == ordering_id)
+                if session.execute(count).scalar_one() >= MAX_TAGS:
+                    raise TooManyTags(ordering_id, MAX_TAGS)
+                session.add(TagRow(ordering_id=ordering_id, tag=tag, revision_number=target.revision_number))
+            else:
+                pointing.revision_number = target.revision_number
+            row.change_number += 1
+            session.flush()
+            change = _change(ChangeType.TAGGED, row, newest(session, row), tag, target.revision_number)
+            return Written(shown(session, row, target), change)
+
+        return self._write(request, work)
+
+    def untag(self, ordering_id: str, etag: str | None, tag: str, request: WriteRequest = PLAIN) -> Ordering:
+        def work(session: Session) -> Written:
+            row = found(session, ordering_id, is_locked=True)
+            check_etag(row, etag)
+            pointing = session.get(TagRow, (ordering_id, tag))
+            if pointing is None:
+                raise TagNotFound(ordering_id, tag)
+            target = session.get_one(RevisionRow, (ordering_id, pointing.revision_number))
+            session.delete(pointing)
+            row.change_number += 1
+            session.flush()
+            return Written(shown(session, row, target), _change(ChangeType.TAGGED, row, newest(session, row), tag))
+
+        return self._write(request, work)
+
+    def remembered(self, request: WriteRequest) -> Ordering | None:
+        if request.request_id is None:
+            return None
+        with self._reading() as session:
+            return requests.recall(session, request)
+
+    def newest_sequence(self) -> int:
+        with self._reading() as session:
+            return changes.newest_sequence(session)
+
+    def changes_after(self, sequence: int, ordering_ids: Collection[str], limit: int) -> ChangeBatch:
+        with self._reading() as session:
+            return changes.read_after(session, sequence, ordering_ids, limit)
 
     def page_token_key(self) -> bytes:
         return self._page_token_key
@@ -150,9 +246,30 @@ class SqlStore:
             session.execute(update(SecretRow).where(of_key).values(value=SecretRow.value))
             return session.scalars(select(SecretRow.value).where(of_key)).one()
 
+    def _write(self, request: WriteRequest, work: Callable[[Session], Written]) -> Ordering:
+        """One write: answered before, tried only, or done; with its answer and its change in the same transaction."""
+        try:
+            with self._writing() as session:
+                answered = requests.recall(session, request)
+                if answered is not None:
+                    return answered
+                written = work(session)
+                if request.validate_only:
+                    session.rollback()
+                    return written.answer
+                requests.remember(session, request, written.answer, is_purged=written.is_purged)
+                if written.change is not None:
+                    changes.record(session, written.change)
+                return written.answer
+        except requests.Repeated:
+            with self._reading() as session:
+                answered = requests.recall(session, request)
+            assert answered is not None, "the request was there a moment ago, and stays for a day"
+            return answered
+
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        with database_errors(self._database), Session(self._engine, expire_on_commit=False) as session:
+        with database_errors(self._database), Session(reading(self._engine), expire_on_commit=False) as session:
             yield session
 
     @contextmanager
@@ -166,78 +283,15 @@ class SqlStore:
             yield session
 
 
-def _alive(session: Session, ordering_id: str, *, is_locked: bool = False) -> OrderingRow:
-    row = session.get(OrderingRow, ordering_id, with_for_update=is_locked or None)
-    if row is None:
-        raise OrderingNotFound(f"there is no {resource_name(ordering_id)}", resource_name(ordering_id))
-    if row.delete_time_us is not None:
-        raise OrderingNotFound(f"{resource_name(ordering_id)} was deleted", resource_name(ordering_id))
-    return row
-
-
-def _selected(session: Session, row: OrderingRow, selector: RevisionSelector | None) -> RevisionRow:
-    """The newest revision or the selected one; a text that is a number is one first, and the start of an id second."""
-    if selector is None:
-        return session.get_one(RevisionRow, (row.ordering_id, row.revision_number))
-    if selector.number is not None:
-        numbered = session.get(RevisionRow, (row.ordering_id, selector.number))
-        if numbered is not None:
-            return numbered
-    name = f"{resource_name(row.ordering_id)}@{selector.text}"
-    ids: dict[str, int] = {}
-    if selector.id_prefix is not None:
-        query = (
-            select(RevisionRow.revision_id, RevisionRow.revision_number)
-            .where(RevisionRow.ordering_id == row.ordering_id, RevisionRow.revision_id.startswith(selector.id_prefix))
-            .order_by(RevisionRow.revision_number)
-        )
-        ids = {found.revision_id: found.revision_number for found in session.execute(query)}
-    if not ids:
-        raise RevisionNotFound(f"there is no {name}; the newest revision is {row.revision_number}", name)
-    if len(ids) > 1:
-        raise InvalidName("name", f"{name} can mean {', '.join(sorted(ids)[:4])}: write more digits")
-    return session.get_one(RevisionRow, (row.ordering_id, next(iter(ids.values()))))
-
-
-def _fitting(sizes: list[int], limit: int, max_bytes: int) -> int:
-    """How many of the entries a page takes: at least one, if there is one."""
-    total = 0
-    for count, size in enumerate(sizes[:limit]):
-        total += size
-        if count and total > max_bytes:
-            return count
-    return min(limit, len(sizes))
-
-
-def _write_metadata(row: OrderingRow, metadata: OrderingMetadata) -> None:
-    row.kind = metadata.kind.value
-    row.adapter_model_id = metadata.adapter_model_id
-    row.description = metadata.description
-    row.labels = json.dumps(dict(metadata.labels), sort_keys=True)
-
-
-def _new_revision(ordering_id: str, number: int, file: NewFile, now_us: int) -> RevisionRow:
-    return RevisionRow(
-        ordering_id=ordering_id,
-        revision_number=number,
-        revision_id=revision_id_of(file.content),
-        num_bytes=len(file.content),
-        content=file.content,
-        create_time_us=now_us,
-        method=file.provenance.method,
-        config_digest=file.provenance.config_digest,
-        service_version=file.provenance.service_version,
+def _change(
+    type_: ChangeType, row: OrderingRow, revision: RevisionRow, tag: str = "", tagged_revision_number: int = 0
+) -> NewChange:
+    return NewChange(
+        type_,
+        row.ordering_id,
+        row.revision_number,
+        revision.revision_id,
+        etag_of(row),
+        tag,
+        tagged_revision_number,
     )
-
-
-def _ordering(row: OrderingRow, revision: RevisionRow) -> Ordering:
-    metadata = OrderingMetadata(
-        AdapterKind(row.kind), row.adapter_model_id, row.description, dict(sorted(json.loads(row.labels).items()))
-    )
-    provenance = Provenance(revision.method, revision.config_digest, revision.service_version)
-    made = Revision(revision.revision_number, bytes(revision.content), revision.create_time_us, provenance)
-    return Ordering(row.ordering_id, metadata, row.change_number, row.create_time_us, made)
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

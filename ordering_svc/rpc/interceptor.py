@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn
 
 import grpc
 import structlog
@@ -43,33 +44,82 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if handler is None or not method.startswith(OUR_METHODS):
             return handler
-        behaviour = handler.unary_unary
-        assert behaviour is not None, f"{method} streams: no method of ours does"
         request_type = self._request_types[method]
+        unary, streaming = handler.unary_unary, handler.unary_stream
+        if unary is not None:
 
-        async def guarded(raw: bytes, context: Context) -> Message:
-            return await _call(method, request_type, behaviour, raw, context)
+            async def guarded(raw: bytes, context: Context) -> Message:
+                return await _call(method, request_type, unary, raw, context)
 
-        return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
+            return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
+        assert streaming is not None, f"{method} takes a stream: no method of ours does"
+
+        async def guarded_stream(raw: bytes, context: Context) -> AsyncIterator[Message]:
+            async with aclosing(_stream(method, request_type, streaming, raw, context)) as responses:
+                async for response in responses:
+                    yield response
+
+        return grpc.unary_stream_rpc_method_handler(guarded_stream, response_serializer=handler.response_serializer)
 
 
 async def _call(method: str, request_type: type[Message], behaviour: Any, raw: bytes, context: Context) -> Message:
     request_id = _request_id(context)
-    trailer = ((REQUEST_ID_KEY, request_id),)
     started = time.perf_counter()
-    with structlog.contextvars.bound_contextvars(method=method.rpartition("/")[2], request_id=request_id):
+    with structlog.contextvars.bound_contextvars(method=_short(method), request_id=request_id):
         try:
             response: Message = await behaviour(decoded(request_type, raw), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # the last place that can tell the caller; nothing is swallowed
-            status = _status_of(error, request_id)
-            _log.info("rpc", code=_name(status.code), reason=_reason(error), seconds=_since(started))
-            rich = rpc_status.to_status(status)
-            await context.abort(rich.code, rich.details, (*(rich.trailing_metadata or ()), *trailer))
-        context.set_trailing_metadata(trailer)
+            await _abort(context, error, request_id, _log, started)
+        context.set_trailing_metadata(_trailer(request_id))
         _log.info("rpc", code="OK", seconds=_since(started))
         return response
+
+
+async def _stream(
+    method: str, request_type: type[Message], behaviour: Any, raw: bytes, context: Context
+) -> AsyncGenerator[Message]:
+    """As `_call`, for a method that answers with a stream; one line in the log when it ends, however it does."""
+    request_id = _request_id(context)
+    started = time.perf_counter()
+    # Not by context variables, which could not be reset: a stream that the client drops is closed in another context.
+    log = _log.bind(method=_short(method), request_id=request_id)
+    is_answered = False
+    num_messages = 0
+    try:
+        async with aclosing(behaviour(decoded(request_type, raw), context)) as responses:
+            async for response in responses:
+                num_messages += 1
+                yield response
+    except Exception as error:  # the last place that can tell the caller; nothing is swallowed
+        is_answered = True
+        await _abort(context, error, request_id, log, started)
+    else:
+        is_answered = True
+        context.set_trailing_metadata(_trailer(request_id))
+        log.info("rpc", code="OK", seconds=_since(started), messages=num_messages)
+    finally:
+        if not is_answered:
+            log.info("rpc", code="CANCELLED", seconds=_since(started), messages=num_messages)
+
+
+async def _abort(
+    context: Context, error: Exception, request_id: str, log: structlog.stdlib.BoundLogger, started: float
+) -> NoReturn:
+    status = _status_of(error, request_id, log)
+    log.info("rpc", code=_name(status.code), reason=_reason(error), seconds=_since(started))
+    rich = rpc_status.to_status(status)
+    await context.abort(rich.code, rich.details, (*(rich.trailing_metadata or ()), *_trailer(request_id)))
+    raise AssertionError("unreachable: abort raises")
+
+
+def _short(method: str) -> str:
+    return method.rpartition("/")[2]
+
+
+def _trailer(request_id: str) -> tuple[tuple[str, str]]:
+    return ((REQUEST_ID_KEY, request_id),)
 
 
 def _request_id(context: Context) -> str:
@@ -80,10 +130,10 @@ def _request_id(context: Context) -> str:
     return uuid.uuid4().hex
 
 
-def _status_of(error: Exception, request_id: str) -> status_pb2.Status:
+def _status_of(error: Exception, request_id: str, log: structlog.stdlib.BoundLogger) -> status_pb2.Status:
     if isinstance(error, OrderingServiceError):
         return status_of(error, request_id)
-    _log.error("internal error", exc_info=error)
+    log.error("internal error", exc_info=error)
     return status_of_fault(request_id)
 
 

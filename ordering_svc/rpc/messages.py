@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from loramux.ordering.v1 import ordering_pb2, ordering_service_pb2
-from ordering_svc.domain.naming import resource_name
+from ordering_svc.domain.changes import ChangeBatch, ChangeType, OrderingChange
+from ordering_svc.domain.diff import Difference
+from ordering_svc.domain.metadata_validation import MetadataChange
+from ordering_svc.domain.naming import parse_name, resource_name
 from ordering_svc.domain.ordering import (
     AdapterKind,
     LayerRow,
@@ -15,11 +19,14 @@ from ordering_svc.domain.ordering import (
     OrderingDocument,
     OrderingMetadata,
     PreloadAdapter,
+    digest_of,
 )
 from ordering_svc.domain.ordering_json import parse_file
 from ordering_svc.domain.problems import Problem, Severity
 from ordering_svc.model_config.reader import HubModel, LocalModel, ModelSource, ModelText
-from ordering_svc.orderings import FileImport, Generated, GenerationRequest, Judged, MetadataChange, ValidationRequest
+from ordering_svc.orderings import Generated, GenerationRequest, Judged, ValidationRequest
+from ordering_svc.persistence.store import WriteRequest
+from ordering_svc.stored_orderings import Destination, ListRequest
 
 KINDS: Mapping[ordering_pb2.AdapterKind.ValueType, AdapterKind] = {
     ordering_pb2.ADAPTER_KIND_UNSPECIFIED: AdapterKind.UNSPECIFIED,
@@ -31,6 +38,17 @@ SEVERITIES = {
     Severity.ERROR: ordering_pb2.SEVERITY_ERROR,
     Severity.WARNING: ordering_pb2.SEVERITY_WARNING,
 }
+
+
+CHANGE_TYPES: Mapping[ChangeType, ordering_pb2.ChangeType.ValueType] = {
+    ChangeType.CREATED: ordering_pb2.CHANGE_TYPE_CREATED,
+    ChangeType.UPDATED: ordering_pb2.CHANGE_TYPE_UPDATED,
+    ChangeType.TAGGED: ordering_pb2.CHANGE_TYPE_TAGGED,
+    ChangeType.DELETED: ordering_pb2.CHANGE_TYPE_DELETED,
+    ChangeType.UNDELETED: ordering_pb2.CHANGE_TYPE_UNDELETED,
+    ChangeType.PURGED: ordering_pb2.CHANGE_TYPE_PURGED,
+}
+HOW_FIELDS = ("request_id", "validate_only")  # how a write is asked for, not what
 
 
 def decode_document(message: ordering_pb2.OrderingDocument) -> OrderingDocument:
@@ -67,23 +85,51 @@ def decode_update_document(request: ordering_service_pb2.UpdateOrderingRequest) 
     return decode_document(request.document) if request.HasField("document") else None
 
 
-def decode_etag(
-    request: ordering_service_pb2.UpdateOrderingRequest
-    | ordering_service_pb2.DeleteOrderingRequest
-    | ordering_service_pb2.ImportOrderingRequest,
-) -> str | None:
+def decode_etag(request: Any) -> str | None:  # any request with an etag
     """The etag that guards a change, if one does."""
-    return request.etag if request.HasField("etag") else None
+    return str(request.etag) if request.HasField("etag") else None
 
 
-def decode_import(request: ordering_service_pb2.ImportOrderingRequest) -> FileImport:
-    """The import; metadata that is empty says nothing."""
+def decode_write(request: Any) -> WriteRequest:  # any request of a write
+    """How the write is asked for; its digest covers the method and everything else that the request says."""
+    what = type(request).FromString(request.SerializeToString())
+    for name in HOW_FIELDS:
+        what.ClearField(name)
+    content = f"{request.DESCRIPTOR.full_name}\0".encode() + what.SerializeToString(deterministic=True)
+    request_id = str(request.request_id).lower() if request.HasField("request_id") else None
+    return WriteRequest(request_id, digest_of(content), bool(request.validate_only))
+
+
+def decode_list(request: ordering_service_pb2.ListOrderingsRequest) -> ListRequest:
+    """Which orderings to list."""
+    return ListRequest(request.page_size, request.page_token, request.filter, request.order_by, request.show_deleted)
+
+
+def decode_watched(request: ordering_service_pb2.WatchOrderingsRequest) -> frozenset[str]:
+    """The ids to watch; none means all. Raises InvalidName."""
+    return frozenset(parse_name(name, may_have_revision=False).ordering_id for name in request.names)
+
+
+def decode_import(request: ordering_service_pb2.ImportOrderingRequest) -> Destination:
+    """Where an imported file is stored; metadata that is empty says nothing."""
     change = MetadataChange(
         kind=KINDS[request.kind] if request.kind else None,
         adapter_model_id=request.adapter_model_id or None,
         description=request.description or None,
+        labels=dict(request.labels.labels) if request.HasField("labels") else None,
     )
-    return FileImport(request.ordering_id, request.json, request.allow_existing, decode_etag(request), change)
+    return Destination(request.ordering_id, request.allow_existing, decode_etag(request), change)
+
+
+def decode_destination(message: ordering_pb2.Destination) -> Destination:
+    """Where a document that was made is stored; metadata that is not set says nothing."""
+    change = MetadataChange(
+        kind=KINDS[message.kind] if message.HasField("kind") else None,
+        adapter_model_id=message.adapter_model_id if message.HasField("adapter_model_id") else None,
+        description=message.description if message.HasField("description") else None,
+        labels=dict(message.labels.labels) if message.HasField("labels") else None,
+    )
+    return Destination(message.ordering_id, message.allow_existing, decode_etag(message), change)
 
 
 def decode_generation(request: ordering_service_pb2.GenerateOrderingRequest) -> GenerationRequest:
@@ -144,7 +190,13 @@ def encode_ordering(ordering: Ordering) -> ordering_pb2.Ordering:
             method=revision.provenance.method,
             config_digest=revision.provenance.config_digest,
             service_version=revision.provenance.service_version,
+            model=revision.provenance.model,
+            source=revision.provenance.source,
+            arguments=revision.provenance.arguments,
+            module_order=revision.provenance.module_order,
         ),
+        tags=ordering.tags,
+        delete_time=None if ordering.delete_time_us is None else _timestamp(ordering.delete_time_us),
     )
 
 
@@ -191,6 +243,38 @@ def encode_problems(problems: Sequence[Problem]) -> ordering_service_pb2.Validat
             )
             for problem in problems
         ],
+    )
+
+
+def encode_differences(
+    found: Sequence[Difference], text: str, *, is_same_file: bool
+) -> ordering_service_pb2.DiffOrderingsResponse:
+    """What differs between two documents."""
+    return ordering_service_pb2.DiffOrderingsResponse(
+        differences=[ordering_pb2.Difference(field=d.field, before=d.before, after=d.after) for d in found],
+        text=text,
+        same_file=is_same_file,
+    )
+
+
+def encode_changes(batch: ChangeBatch) -> ordering_service_pb2.WatchOrderingsResponse:
+    """One message of a watch."""
+    return ordering_service_pb2.WatchOrderingsResponse(
+        changes=map(_encode_change, batch.changes), sequence=batch.sequence
+    )
+
+
+def _encode_change(change: OrderingChange) -> ordering_pb2.OrderingChange:
+    return ordering_pb2.OrderingChange(
+        sequence=change.sequence,
+        type=CHANGE_TYPES[change.type],
+        name=resource_name(change.ordering_id),
+        revision_number=change.revision_number,
+        revision_id=change.revision_id,
+        etag=change.etag,
+        change_time=_timestamp(change.change_time_us),
+        tag=change.tag,
+        tagged_revision_number=change.tagged_revision_number,
     )
 
 

@@ -26,6 +26,8 @@ CODES: Mapping[type[errors.OrderingServiceError], grpc.StatusCode] = {
     errors.EtagMismatch: grpc.StatusCode.ABORTED,
     errors.PathNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     errors.OrderingDeleted: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.OrderingNotDeleted: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TooManyTags: grpc.StatusCode.FAILED_PRECONDITION,
     errors.DatabaseNotWritable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.DatabaseFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,

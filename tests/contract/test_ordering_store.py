@@ -10,7 +10,7 @@ import pytest
 from ordering_svc.domain.naming import RevisionSelector
 from ordering_svc.domain.ordering import AdapterKind, Ordering, OrderingMetadata, Provenance
 from ordering_svc.errors import EtagMismatch, InvalidName, OrderingExists, OrderingNotFound, RevisionNotFound
-from ordering_svc.persistence.store import NewFile, OrderingStore
+from ordering_svc.persistence.store import ListQuery, NewFile, OrderingStore
 
 METADATA = OrderingMetadata(AdapterKind.XLORA, "org/adapters", "for math", {"team": "a", "stage": "ü"})
 MANY = 10**9
@@ -44,8 +44,7 @@ def test_an_id_is_taken_once_even_by_a_deleted_ordering(store: OrderingStore) ->
     with pytest.raises(OrderingExists) as raised:
         store.create("demo", METADATA, file("two"))
     assert raised.value.metadata["deleted"] == "true"
-    assert store.is_deleted("demo")
-    assert not store.is_deleted("other")
+    assert store.get("demo", show_deleted=True).delete_time_us is not None
 
 
 def test_changed_bytes_make_the_next_revision_and_old_ones_stay(store: OrderingStore) -> None:
@@ -131,7 +130,7 @@ def test_a_deleted_ordering_is_gone_for_every_reader_and_writer(store: OrderingS
     for attempt in attempts:
         with pytest.raises(OrderingNotFound):
             attempt()
-    assert store.list_orderings("", 10, MANY).orderings == []
+    assert store.list_orderings(ListQuery(), 10, MANY).orderings == []
 
 
 def test_orderings_are_listed_by_id_in_pages_that_miss_nothing(store: OrderingStore) -> None:
@@ -141,13 +140,13 @@ def test_orderings_are_listed_by_id_in_pages_that_miss_nothing(store: OrderingSt
     store.delete("b", None)
 
     listed: list[str] = []
-    page = store.list_orderings("", 2, MANY)
+    page = store.list_orderings(ListQuery(), 2, MANY)
     while True:
         listed += [ordering.ordering_id for ordering in page.orderings]
         assert len(page.orderings) <= 2
         if not page.has_more:
             break
-        page = store.list_orderings(listed[-1], 2, MANY)
+        page = store.list_orderings(ListQuery(after=(listed[-1],)), 2, MANY)
     assert listed == ["a", "a-b", "a1", "c"]
 
 
@@ -155,9 +154,9 @@ def test_a_page_ends_early_when_its_files_are_large(store: OrderingStore) -> Non
     for ordering_id in "abc":
         store.create(ordering_id, METADATA, file("x" * 100))
 
-    page = store.list_orderings("", 10, 250)
+    page = store.list_orderings(ListQuery(), 10, 250)
     assert ([o.ordering_id for o in page.orderings], page.has_more) == (["a", "b"], True)
-    page = store.list_orderings("b", 10, 1)
+    page = store.list_orderings(ListQuery(after=("b",)), 10, 1)
     assert ([o.ordering_id for o in page.orderings], page.has_more) == (["c"], False)
 
 
