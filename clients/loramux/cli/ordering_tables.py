@@ -14,7 +14,7 @@ from loramux.cli.tables import fields_table
 from loramux.client import ChangeType, Difference, Ordering, OrderingChange, OrderingDiff
 from loramux.client.adapters import short_name
 
-MOST_DIFFERENCES = 40
+MOST_DIFFERENCES = 12
 """More than these are told in the service's own few lines, which join runs of like changes."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -116,8 +116,9 @@ def diff_view(before: str, after: str, diff: OrderingDiff, *, every: bool) -> Gr
     if len(diff.differences) <= MOST_DIFFERENCES or every:
         return Group(head, *_difference_lines(diff.differences))
     said = Text(diff.text.rstrip("\n"))
-    said.highlight_regex(r"(?m)^-.*$", "red")
-    said.highlight_regex(r"(?m)^\+.*$", "green")
+    said.highlight_regex(r"(?m)^.* removed[:,].*$", "red")
+    said.highlight_regex(r"(?m)^.* added[:,].*$", "green")
+    said.highlight_regex(r"(?m)^[^ ]+(?=[: ])", "bold cyan")
     return Group(head, said, Text(f"{len(diff.differences)} differences; --all shows each", style="dim"))
 
 
