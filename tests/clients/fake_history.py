@@ -100,9 +100,10 @@ class FakeHistory(ordering_service_pb2_grpc.OrderingServiceServicer):
         self, request: ordering_service_pb2.DeleteOrderingRequest, context: grpc.ServicerContext
     ) -> ordering_service_pb2.DeleteOrderingResponse:
         gone = self.guard(request, context)
+        answer = ordering_service_pb2.DeleteOrderingResponse(ordering=gone)  # as it was
         gone.delete_time.FromSeconds(1_800_000_000)
         self.note(gone, ordering_pb2.CHANGE_TYPE_DELETED)
-        return ordering_service_pb2.DeleteOrderingResponse(ordering=gone)
+        return answer
 
     def UndeleteOrdering(  # noqa: N802
         self, request: ordering_service_pb2.UndeleteOrderingRequest, context: grpc.ServicerContext

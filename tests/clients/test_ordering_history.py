@@ -27,14 +27,15 @@ def demo(client: Client) -> Client:
 
 
 def test_a_deleted_ordering_is_shown_on_demand_and_comes_back(demo: Client) -> None:
-    assert demo.orderings.get("demo").delete_time is None
-    gone = demo.orderings.delete("demo", etag="etag-2")
-    assert gone.delete_time is not None
+    there = demo.orderings.get("demo")
+    assert there.delete_time is None
+    assert demo.orderings.delete("demo", etag="etag-2") == there
     with pytest.raises(errors.NotFound):
         demo.orderings.get("demo")
     assert demo.orderings.list() == ()
+    gone = demo.orderings.get("demo", show_deleted=True)
+    assert gone.delete_time is not None
     assert demo.orderings.list(show_deleted=True) == (gone,)
-    assert demo.orderings.get("demo", show_deleted=True) == gone
     assert len(demo.orderings.revisions("demo", show_deleted=True)) == 2
     assert demo.orderings.undelete("demo").delete_time is None
     assert demo.orderings.get("demo").revision_number == 2

@@ -101,7 +101,8 @@ def test_an_ordering_lives_through_its_whole_history(orderings: Client) -> None:
         api.list("nonsense = 1")
     assert api.delete("mixture", validate_only=True).id == "mixture"
     assert api.get("mixture").delete_time is None
-    assert api.delete("mixture").delete_time is not None
+    assert api.delete("mixture").revision_number == 3
+    assert api.get("mixture", show_deleted=True).delete_time is not None
     assert [ordering.id for ordering in api.list()] == ["other"]
     assert [ordering.id for ordering in api.list(show_deleted=True)] == ["mixture", "other"]
     with pytest.raises(errors.AlreadyExists):
