@@ -26,7 +26,10 @@ def serve(
     port_file: Annotated[Path | None, typer.Option(help="Where to write the address once ready.")] = None,
     ordering_address: Annotated[str | None, typer.Option(help="The ordering service. [127.0.0.1:50051]")] = None,
     ordering: Annotated[
-        list[str] | None, typer.Option(help="ID[@REVISION] to apply at start; repeatable, in this order.")
+        list[str] | None, typer.Option(help="ID[@REVISION] or ID@TAG to apply at start; repeatable, in this order.")
+    ] = None,
+    follow: Annotated[
+        bool | None, typer.Option("--follow", help="Apply the orderings again whenever they change or a tag moves.")
     ] = None,
     adapter_root: Annotated[
         list[Path] | None, typer.Option(help="Folder that adapters may be loaded from; repeatable.")
@@ -53,6 +56,9 @@ def serve(
     max_adapters: Annotated[int | None, typer.Option(help="Most resident adapters. [64]")] = None,
     max_rank: Annotated[int | None, typer.Option(help="Largest rank of an adapter. [256]")] = None,
     max_adapter_bytes: Annotated[int | None, typer.Option(help="Most bytes of all adapters. [8 GiB]")] = None,
+    eviction: Annotated[
+        str | None, typer.Option(help="What happens at a limit: never (loads are refused) or lru. [never]")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console. [auto]")] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(help="How long running requests may go on at the end. [30]")
@@ -67,6 +73,7 @@ def serve(
         "port_file": port_file,
         "ordering_address": ordering_address,
         "orderings": tuple(ordering) if ordering else None,
+        "follow": follow,
         "adapter_roots": tuple(adapter_root) if adapter_root else None,
         "data_dir": data_dir,
         "device": device,
@@ -81,6 +88,7 @@ def serve(
         "max_adapters": max_adapters,
         "max_rank": max_rank,
         "max_adapter_bytes": max_adapter_bytes,
+        "eviction": eviction,
         "log_format": log_format,
         "drain_seconds": drain_seconds,
     }

@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "LORAMUX_INFERENCE_"
-ORDERING_REFERENCE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?(@[A-Za-z0-9]{1,64})?")
+ORDERING_REFERENCE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?(@[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?)?")
+ONE_REVISION = re.compile(r"[0-9]+|[0-9a-f]{6,}")  # after the @; anything else there is a tag, which can move
 
 
 class StartError(Exception):
@@ -36,6 +37,7 @@ class Config(BaseSettings):
     port_file: Path | None = None
     ordering_address: str = Field("127.0.0.1:50051", min_length=1)
     orderings: Annotated[tuple[str, ...], NoDecode] = ()
+    follow: bool = False
     adapter_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     data_dir: Path = Path("~/.local/share/loramux/inference")
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -50,6 +52,8 @@ class Config(BaseSettings):
     max_adapters: int = Field(64, ge=1)
     max_rank: int = Field(256, ge=1)
     max_adapter_bytes: int = Field(8 * 2**30, ge=1)
+    # Who loaded an adapter may count on it until somebody unloads it; as a cache it is only if that is wanted.
+    eviction: Literal["never", "lru"] = "never"
     log_format: Literal["auto", "json", "console"] = "auto"
     drain_seconds: float = Field(30.0, ge=0, le=3600)
 
@@ -71,7 +75,7 @@ class Config(BaseSettings):
     def _are_references(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for reference in value:
             if not ORDERING_REFERENCE.fullmatch(reference):
-                raise ValueError(f"{reference!r} is not an ordering: write ID or ID@REVISION")
+                raise ValueError(f"{reference!r} is not an ordering: write ID, ID@REVISION or ID@TAG")
         return value
 
     @field_validator("adapter_roots")
@@ -90,6 +94,19 @@ class Config(BaseSettings):
         if not host or not port.isascii() or not port.isdigit() or not lowest <= int(port) <= 65535:
             raise ValueError(f"{value!r} is not an address: write HOST:PORT, for instance 127.0.0.1:50052")
         return value
+
+    @model_validator(mode="after")
+    def _has_something_to_follow(self) -> Config:
+        if not self.follow:
+            return self
+        if not self.orderings:
+            raise ValueError("--follow: there is nothing to follow: name orderings with --ordering")
+        for reference in self.orderings:
+            if ONE_REVISION.fullmatch(reference.partition("@")[2]):
+                raise ValueError(
+                    f"--follow: {reference} is one revision, which never changes: follow ID for the newest, or ID@TAG"
+                )
+        return self
 
     @model_validator(mode="after")
     def _is_private_or_said_to_be_insecure(self) -> Config:

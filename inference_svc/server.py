@@ -79,7 +79,7 @@ class InferenceServer:
             InferenceServicer(service.engine, service.tokenizer, service.description, service.version), self._server
         )
         adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(
-            AdapterServicer(service.adapters, service.orderings), self._server
+            AdapterServicer(service.adapters, service.orderings, service.followed), self._server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(

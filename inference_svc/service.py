@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import torch
 
 from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.loading import load_from
+from inference_svc.adapters.loading_threads import LoadingThreads
 from inference_svc.adapters.ordering import OrderingApplier
 from inference_svc.adapters.registry import AdapterRegistry
+from inference_svc.adapters.residency import ResidencyWatch
 from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
 from inference_svc.adapters.selection import Selection
 from inference_svc.config import Config, StartError
@@ -24,6 +26,7 @@ from inference_svc.models.base_model import BaseModel, load_base_model
 from inference_svc.rpc.ordering_client import OrderingClient
 from inference_svc.rpc.ordering_copies import OrderingCopies
 from inference_svc.rpc.ordering_desk import OrderingDesk, described
+from inference_svc.rpc.ordering_follower import OrderingFollower
 from inference_svc.rpc.ports import Service
 from inference_svc.tokenization.errors import TokenizationError
 from inference_svc.weights.errors import WeightsError
@@ -54,19 +57,38 @@ class AdapterFolders:
 
     registry: AdapterRegistry
     roots: Sequence[Path]
+    threads: LoadingThreads
 
     def locate(self, source: str) -> Path:
         """The local folder of a folder's name or a hub id. Raises WeightsError."""
         return locate_adapter(source, self.roots)
 
-    def load(self, name: str, source: str, *, replace: bool) -> ResidentAdapter:
+    async def load(
+        self, name: str, source: str, *, replace: bool, expected_digest: str | None, pinned: bool
+    ) -> ResidentAdapter:
         """Load, check and register an adapter. Raises InferenceError or WeightsError."""
-        loaded = load_from(self.locate(source), self.registry.base, self.registry.limits)
-        return self.registry.load(name, loaded, source=source, replace=replace)
+        registry = self.registry
+        registry.check_load(name, replace=replace, expected_digest=expected_digest)
 
-    def unload(self, name: str) -> ResidentAdapter:
-        """Take an adapter away from later requests. Raises AdapterNotFound, AdapterInUse."""
-        return self.registry.unload(name)
+        def load() -> ResidentAdapter:
+            loaded = load_from(self.locate(source), registry.base, registry.limits)
+            return registry.load(
+                name, loaded, source=source, replace=replace, expected_digest=expected_digest, pinned=pinned
+            )
+
+        return await self.threads.run(load)
+
+    def unload(self, name: str, *, expected_digest: str | None) -> ResidentAdapter:
+        """Take an adapter away from later requests. Raises AdapterNotFound, AdapterInUse, DigestMismatch."""
+        return self.registry.unload(name, expected_digest=expected_digest)
+
+    def pin(self, name: str, pinned: bool) -> ResidentAdapter:
+        """Keep an adapter from being evicted, or no longer. Raises AdapterNotFound."""
+        return self.registry.pin(name, pinned)
+
+    def watch(self, resume_token: str | None, on_ready: Callable[[], None]) -> ResidencyWatch:
+        """Be told of every change. Raises InvalidRequest."""
+        return self.registry.watch(resume_token, on_ready)
 
     def get(self, name: str) -> ResidentAdapter:
         """One adapter. Raises AdapterNotFound."""
@@ -92,24 +114,47 @@ async def open_service(config: Config) -> Service:
         StartError: something cannot be loaded, applied or allocated.
     """
     base = await asyncio.to_thread(_load_model, config)
-    limits = AdapterLimits(config.max_adapters, config.max_rank, config.max_adapter_bytes)
-    adapters = AdapterFolders(AdapterRegistry(base.shape, limits), config.adapter_roots)
+    limits = AdapterLimits(
+        config.max_adapters, config.max_rank, config.max_adapter_bytes, evict=config.eviction == "lru"
+    )
+    threads = LoadingThreads()
+    adapters = AdapterFolders(AdapterRegistry(base.shape, limits), config.adapter_roots, threads)
     engine = await asyncio.to_thread(_make_engine, config, base, adapters.registry)
     orderings = OrderingClient(config.ordering_address)
     copies = OrderingCopies(config.data_dir / "orderings")
     applier = OrderingApplier(adapters.registry, adapters.locate, base.shape, limits)
-    desk = OrderingDesk(orderings, copies, applier, adapters)
+    desk = OrderingDesk(orderings, copies, applier, adapters, threads)
+    follower = OrderingFollower(orderings, desk) if config.follow else None
     try:
         for reference in config.orderings:
             await _apply_at_start(desk, reference)
     except BaseException:
+        threads.close()
         await orderings.close()
         raise
+    if follower is not None:
+        follower.start(config.orderings)
+
+    async def close() -> None:
+        if follower is not None:
+            await follower.close()
+        threads.close()
+        await orderings.close()
+
     engine.start()
     description = _description(base, config)
     _log_start(config, base, engine, adapters, description)
     version = importlib.metadata.version("loramux")
-    return Service(engine, base.tokenizer, description, adapters, desk, version, orderings.close)
+    return Service(
+        engine,
+        base.tokenizer,
+        description,
+        adapters,
+        desk,
+        version,
+        close,
+        tuple if follower is None else follower.states,
+    )
 
 
 def _load_model(config: Config) -> BaseModel:

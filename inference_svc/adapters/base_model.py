@@ -33,6 +33,7 @@ class AdapterLimits:
     max_adapters: int = 64
     max_rank: int = 256
     max_bytes: int = 8 << 30
+    evict: bool = False  # make room by evicting the least recently used, instead of refusing
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,14 +6,21 @@ Files are read outside; under the lock there are only dictionaries, so that neit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from threading import RLock
 
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.choosing import ResolvedSelection, mixture_of, version_named, versions_of
 from inference_svc.adapters.loading import Loaded
+from inference_svc.adapters.residency import (
+    ResidencyEventKind,
+    ResidencyLog,
+    ResidencySnapshot,
+    ResidencyWatch,
+)
 from inference_svc.adapters.resident import ActiveSet, Lease, LoadItem, ResidentAdapter, Version
+from inference_svc.adapters.room import evicted_for_room, total_bytes
 from inference_svc.adapters.selection import (
     ActiveSelection,
     BaseSelection,
@@ -24,8 +31,8 @@ from inference_svc.adapters.selection import (
 from inference_svc.errors import (
     AdapterExists,
     AdapterInUse,
+    DigestMismatch,
     InvalidRequest,
-    LimitReached,
 )
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")  # as in the contract
@@ -42,19 +49,20 @@ class AdapterRegistry:
         self._retired: set[Version] = set()  # unloaded or replaced, but requests still run with them
         self._selection: ResolvedSelection = BaseSelection()
         self._generation = 0
+        self._uses = 0
+        self._log = ResidencyLog()
 
-    def load(
-        self, name: str, loaded: Loaded, *, source: str, replace: bool = False, ordering: str = ""
-    ) -> ResidentAdapter:
-        """Make an adapter resident under a name.
+    def check_load(self, name: str, *, replace: bool, expected_digest: str | None = None) -> None:
+        """Refuse what `load` would refuse whatever the files hold; to be asked before they are read.
 
         Raises:
-            InvalidRequest: the name cannot be a name.
+            InvalidRequest: the name cannot be a name, or a digest is expected without `replace`.
             AdapterExists: the name is taken and `replace` is not set.
-            AdapterInUse: it would change the kind of an adapter in the active default.
-            LimitReached: no room.
+            DigestMismatch: the resident version is not the expected one.
         """
         _check_name(name)
+        if expected_digest is not None and not replace:
+            raise InvalidRequest("expected_digest", "a digest is expected of what is replaced: set `replace` with it")
         with self._lock:
             if name in self._versions and not replace:
                 raise AdapterExists(
@@ -62,11 +70,32 @@ class AdapterRegistry:
                     "set `replace` or choose another name",
                     adapter=name,
                 )
-            versions = self._versions | {name: Version(name, loaded, source, ordering, datetime.now(UTC))}
+            _check_digest(name, self._versions.get(name), expected_digest)
+
+    def load(
+        self,
+        name: str,
+        loaded: Loaded,
+        *,
+        source: str,
+        replace: bool = False,
+        expected_digest: str | None = None,
+        pinned: bool = False,
+    ) -> ResidentAdapter:
+        """Make an adapter resident under a name; one that was pinned stays pinned when it is replaced.
+
+        Raises:
+            InvalidRequest, AdapterExists, DigestMismatch: as `check_load`.
+            AdapterInUse: it would change the kind of an adapter in the active default.
+            LimitReached: no room.
+        """
+        with self._lock:
+            self.check_load(name, replace=replace, expected_digest=expected_digest)
+            version = self._new_version(name, loaded, source, "", pinned=pinned)
+            versions = self._versions | {name: version}
             self._check_active(versions, self._selection)
-            self._check_room(versions)
-            self._commit(versions)
-            return versions[name].described()
+            self._commit(versions, self._selection, staying={name})
+            return version.described()
 
     def load_all(
         self, items: Iterable[LoadItem], *, ordering: str, activate: Selection | None
@@ -104,34 +133,58 @@ class AdapterRegistry:
                     versions[item.name] = present
                     kept.append(present)
                 else:
-                    now = datetime.now(UTC)
-                    versions[item.name] = Version(item.name, item.loaded, item.source, ordering, now)
+                    versions[item.name] = self._new_version(item.name, item.loaded, item.source, ordering)
             self._check_active(versions, selection, changes=activate is not None)
-            self._check_room(versions)
+            self._commit(versions, selection, staying={item.name for item in listed})
             for version in kept:
-                version.ordering = ordering
-            self._commit(versions)
+                if version.ordering != ordering:
+                    version.ordering = ordering
+                    self._log.record(ResidencyEventKind.REPLACED, version.described())
             if activate is not None:
-                self._selection = selection
-                self._generation += 1
+                self._set_active(selection)
             described = {item.name: versions[item.name].described() for item in listed}
             return tuple(described.values()), self.active
 
-    def unload(self, name: str) -> ResidentAdapter:
+    def unload(self, name: str, *, expected_digest: str | None = None) -> ResidentAdapter:
         """Take an adapter away from later requests; those that run keep it.
 
         Raises:
             AdapterNotFound: it is not resident.
+            DigestMismatch: the resident version is not the expected one.
             AdapterInUse: it is in the active default.
         """
         with self._lock:
             version = version_named(self._versions, name)
+            _check_digest(name, version, expected_digest)
             if name in _names(self._selection):
                 raise AdapterInUse(
                     f"adapter `{name}` is in the active default: activate another set first", adapter=name
                 )
-            self._commit({other: kept for other, kept in self._versions.items() if other != name})
+            self._commit({other: kept for other, kept in self._versions.items() if other != name}, self._selection)
             return version.described()
+
+    def pin(self, name: str, pinned: bool) -> ResidentAdapter:
+        """Keep an adapter from being evicted, or let it be evicted again.
+
+        Raises:
+            AdapterNotFound: it is not resident.
+        """
+        with self._lock:
+            version = version_named(self._versions, name)
+            if version.pinned != pinned:
+                version.pinned = pinned
+                kind = ResidencyEventKind.PINNED if pinned else ResidencyEventKind.UNPINNED
+                self._log.record(kind, version.described())
+            return version.described()
+
+    def watch(self, resume_token: str | None, on_ready: Callable[[], None]) -> ResidencyWatch:
+        """Be told of every change from here on, or from the token on; `on_ready` is called from any thread.
+
+        Raises:
+            InvalidRequest: the token is not one of ours.
+        """
+        with self._lock:
+            return self._log.watch(resume_token, self._snapshot, on_ready, self._end_watch)
 
     def get(self, name: str) -> ResidentAdapter:
         """One resident adapter.
@@ -163,8 +216,7 @@ class AdapterRegistry:
         resolved = _resolved(selection)
         with self._lock:
             versions_of(self._versions, resolved, "selection")
-            self._selection = resolved
-            self._generation += 1
+            self._set_active(resolved)
             return self.active
 
     def lease(self, selection: Selection) -> Lease:
@@ -179,13 +231,15 @@ class AdapterRegistry:
             mixture, applied = mixture_of(found, resolved)
             for version in found:
                 version.leases += 1
+                version.last_use_time = datetime.now(UTC)
+                version.last_use = self._next_use()
         return Lease(mixture, applied, lambda: self._give_back(found))
 
     @property
     def held_bytes(self) -> int:
         """Bytes of all versions, those included that only running requests still hold."""
         with self._lock:
-            return _total_bytes([*self._versions.values(), *self._retired])
+            return total_bytes([*self._versions.values(), *self._retired])
 
     @property
     def retired_versions(self) -> int:
@@ -200,9 +254,52 @@ class AdapterRegistry:
                 if version.leases == 0:
                     self._retired.discard(version)
 
-    def _commit(self, versions: dict[str, Version]) -> None:
-        self._retired = self._retired_after(versions)
-        self._versions = versions
+    def _new_version(self, name: str, loaded: Loaded, source: str, ordering: str, *, pinned: bool = False) -> Version:
+        before = self._versions.get(name)
+        was_pinned = before is not None and before.pinned
+        now = datetime.now(UTC)
+        return Version(name, loaded, source, ordering, now, pinned or was_pinned, last_use=self._next_use())
+
+    def _next_use(self) -> int:
+        self._uses += 1
+        return self._uses
+
+    def _commit(
+        self, versions: dict[str, Version], selection: ResolvedSelection, staying: Collection[str] = ()
+    ) -> None:
+        """Make `versions` the resident ones, less what must go to make room; and tell the watchers.
+
+        Raises:
+            LimitReached: nothing has changed.
+        """
+        protected = {*staying, *_names(selection)}
+        evicted = evicted_for_room(versions, self._retired_after, self.limits, protected)
+        before = self._versions
+        after = {name: version for name, version in versions.items() if name not in evicted}
+        self._retired = self._retired_after(after)
+        self._versions = after
+        for name in sorted(before.keys() | versions.keys()):
+            old, new = before.get(name), versions.get(name)
+            if new is None:
+                assert old is not None
+                self._log.record(ResidencyEventKind.UNLOADED, old.described())
+            elif name in evicted:
+                self._log.record(ResidencyEventKind.EVICTED, new.described())
+            elif new is not old:
+                kind = ResidencyEventKind.LOADED if old is None else ResidencyEventKind.REPLACED
+                self._log.record(kind, new.described())
+
+    def _set_active(self, selection: ResolvedSelection) -> None:
+        self._selection = selection
+        self._generation += 1
+        self._log.record(ResidencyEventKind.ACTIVATED, active=self.active)
+
+    def _snapshot(self) -> ResidencySnapshot:
+        return ResidencySnapshot(tuple(self.list_all()), self.active, self._log.generation)
+
+    def _end_watch(self, watch: ResidencyWatch) -> None:
+        with self._lock:
+            self._log.end(watch)
 
     def _retired_after(self, versions: Mapping[str, Version]) -> set[Version]:
         staying = set(versions.values())
@@ -224,28 +321,6 @@ class AdapterRegistry:
                     )
         versions_of(versions, selection, "selection")
 
-    def _check_room(self, versions: Mapping[str, Version]) -> None:
-        retired = self._retired_after(versions)
-        every = [*versions.values(), *retired]
-        still = f", {len(retired)} of them unloaded but still in use" if retired else ""
-        if len(every) > self.limits.max_adapters:
-            raise LimitReached(
-                f"{len(every)} adapters{still}, the limit is {self.limits.max_adapters}: unload some first",
-                limit=str(self.limits.max_adapters),
-            )
-        size = _total_bytes(every)
-        if size > self.limits.max_bytes:
-            raise LimitReached(
-                f"{len(every)} adapters{still} would take {size} bytes, the limit is {self.limits.max_bytes}: "
-                "unload some first",
-                limit=str(self.limits.max_bytes),
-            )
-
-
-def _total_bytes(versions: Iterable[Version]) -> int:
-    """Versions that share their tensors count once."""
-    return sum({id(version.loaded): version.loaded.nbytes for version in versions}.values())
-
 
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
@@ -253,6 +328,25 @@ def _check_name(name: str) -> None:
             "adapter_id",
             f"{name[:140]!r} cannot be an adapter's name: 1 to 128 letters, digits, `.`, `_` or `-`, "
             "beginning and ending with a letter or digit",
+        )
+
+
+def _check_digest(name: str, version: Version | None, expected: str | None) -> None:
+    """Compare before set: whoever read an older version must look again."""
+    if expected is None:
+        return
+    if version is None:
+        raise DigestMismatch(
+            f"adapter `{name}` is not loaded, expected was digest {expected[:12]}: load it without `expected_digest`",
+            adapter=name,
+        )
+    if version.loaded.digest != expected:
+        digest = version.loaded.digest
+        raise DigestMismatch(
+            f"adapter `{name}` has digest {digest[:12]}, expected was {expected[:12]}: somebody else has replaced it; "
+            "look at it again",
+            adapter=name,
+            digest=digest,
         )
 
 

@@ -27,6 +27,8 @@ class ResidentAdapter:
     active_requests: int
     load_time: datetime  # UTC
     ordering: str  # `orderings/{id}@{revision}`, or empty
+    pinned: bool  # never evicted
+    last_use_time: datetime  # UTC; when a request last chose it, or it was loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,10 @@ class Version:
     source: str
     ordering: str
     load_time: datetime
+    pinned: bool = False
     leases: int = 0
+    last_use: int = 0  # the registry's count of loads and leases; the smallest was used longest ago
+    last_use_time: datetime | None = None
 
     def described(self) -> ResidentAdapter:
         """The version as it is now."""
@@ -73,6 +78,8 @@ class Version:
             active_requests=self.leases,
             load_time=self.load_time,
             ordering=self.ordering,
+            pinned=self.pinned,
+            last_use_time=self.last_use_time or self.load_time,
         )
 
     def applied(self, weight: float | None) -> AppliedAdapter:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from inference_svc.adapters.residency import ResidencyEventKind, ResidencySnapshot, ResidencyUpdate
 from inference_svc.adapters.selection import (
     ActiveSelection,
     AdapterKind,
@@ -19,10 +21,11 @@ from inference_svc.adapters.selection import (
     XLoraSelection,
 )
 from inference_svc.errors import InvalidRequest
-from loramux.inference.v1 import adapter_pb2
+from loramux.inference.v1 import adapter_pb2, adapter_service_pb2
 
 if TYPE_CHECKING:  # types only: what stands behind them brings torch along
     from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
+    from inference_svc.rpc.ports import FollowedOrdering
 
 ADAPTER_PREFIX = "adapters/"
 ORDERING_PREFIX = "orderings/"
@@ -33,6 +36,11 @@ TOKEN_PREFIX = "ListAdapters:"
 KINDS = {
     AdapterKind.LORA: adapter_pb2.ADAPTER_KIND_LORA,
     AdapterKind.XLORA: adapter_pb2.ADAPTER_KIND_XLORA,
+}
+
+
+EVENT_KINDS = {
+    kind: adapter_service_pb2.AdapterEventKind.Value(f"ADAPTER_EVENT_KIND_{kind.name}") for kind in ResidencyEventKind
 }
 
 
@@ -112,8 +120,6 @@ def active_to_proto(active: ActiveSet) -> adapter_pb2.ActiveAdapters:
 
 def adapter_to_proto(adapter: ResidentAdapter) -> adapter_pb2.Adapter:
     """A resident adapter."""
-    load_time = Timestamp()
-    load_time.FromDatetime(adapter.load_time)
     return adapter_pb2.Adapter(
         name=ADAPTER_PREFIX + adapter.name,
         kind=KINDS[adapter.kind],
@@ -125,9 +131,48 @@ def adapter_to_proto(adapter: ResidentAdapter) -> adapter_pb2.Adapter:
         experts=adapter.experts,
         size_bytes=adapter.size_bytes,
         active_requests=adapter.active_requests,
-        load_time=load_time,
+        load_time=_timestamp(adapter.load_time),
         ordering=adapter.ordering,
+        pinned=adapter.pinned,
+        last_use_time=_timestamp(adapter.last_use_time),
     )
+
+
+def update_to_proto(update: ResidencyUpdate) -> adapter_service_pb2.WatchAdaptersResponse:
+    """What a watcher is told."""
+    response = adapter_service_pb2.WatchAdaptersResponse(resume_token=update.resume_token)
+    content = update.content
+    if isinstance(content, ResidencySnapshot):
+        response.snapshot.generation = content.generation
+        response.snapshot.active.CopyFrom(active_to_proto(content.active))
+        response.snapshot.adapters.extend(adapter_to_proto(adapter) for adapter in content.adapters)
+        return response
+    event = response.event
+    event.kind = EVENT_KINDS[content.kind]
+    event.generation = content.generation
+    event.event_time.CopyFrom(_timestamp(content.time))
+    if content.adapter is not None:
+        event.adapter.CopyFrom(adapter_to_proto(content.adapter))
+    if content.active is not None:
+        event.active.CopyFrom(active_to_proto(content.active))
+    return response
+
+
+def followed_to_proto(state: FollowedOrdering) -> adapter_service_pb2.FollowedOrdering:
+    """How following an ordering goes."""
+    return adapter_service_pb2.FollowedOrdering(
+        reference=state.reference,
+        applied=state.applied,
+        last_seen=state.last_seen,
+        problem=state.problem,
+        last_heard_time=None if state.last_heard_time is None else _timestamp(state.last_heard_time),
+    )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp
 
 
 def applied_to_proto(adapter: AppliedAdapter) -> adapter_pb2.AppliedAdapter:

@@ -5,26 +5,38 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from inference_svc.rpc import adapter_messages as messages
+from inference_svc.rpc.answer_reader import Wakeup
 from inference_svc.rpc.interceptor import Context
-from inference_svc.rpc.ports import AdapterShelf, OrderingDesk
+from inference_svc.rpc.ports import AdapterShelf, FollowedOrdering, OrderingDesk
 from loramux.inference.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc
 
 
 class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
     """Decodes, calls the shelf of adapters in a thread, encodes; errors leave as exceptions for the interceptor."""
 
-    def __init__(self, adapters: AdapterShelf, orderings: OrderingDesk) -> None:
+    def __init__(
+        self,
+        adapters: AdapterShelf,
+        orderings: OrderingDesk,
+        followed: Callable[[], Sequence[FollowedOrdering]] = tuple,
+    ) -> None:
         self._adapters = adapters
         self._orderings = orderings
+        self._followed = followed
 
     async def LoadAdapter(
         self, request: adapter_service_pb2.LoadAdapterRequest, context: Context
     ) -> adapter_pb2.Adapter:
         """Load and register an adapter."""
-        adapter = await asyncio.to_thread(
-            self._adapters.load, request.adapter_id, request.source, replace=request.replace
+        adapter = await self._adapters.load(
+            request.adapter_id,
+            request.source,
+            replace=request.replace,
+            expected_digest=request.expected_digest if request.HasField("expected_digest") else None,
+            pinned=request.pinned,
         )
         return messages.adapter_to_proto(adapter)
 
@@ -33,7 +45,20 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
     ) -> adapter_pb2.Adapter:
         """Take an adapter away from later requests."""
         name = messages.adapter_name(request.name, "name")
-        return messages.adapter_to_proto(await asyncio.to_thread(self._adapters.unload, name))
+        expected = request.expected_digest if request.HasField("expected_digest") else None
+        return messages.adapter_to_proto(await asyncio.to_thread(self._adapters.unload, name, expected_digest=expected))
+
+    async def PinAdapter(self, request: adapter_service_pb2.PinAdapterRequest, context: Context) -> adapter_pb2.Adapter:
+        """Keep an adapter from being evicted."""
+        name = messages.adapter_name(request.name, "name")
+        return messages.adapter_to_proto(await asyncio.to_thread(self._adapters.pin, name, True))
+
+    async def UnpinAdapter(
+        self, request: adapter_service_pb2.UnpinAdapterRequest, context: Context
+    ) -> adapter_pb2.Adapter:
+        """Let an adapter be evicted again."""
+        name = messages.adapter_name(request.name, "name")
+        return messages.adapter_to_proto(await asyncio.to_thread(self._adapters.pin, name, False))
 
     async def GetAdapter(self, request: adapter_service_pb2.GetAdapterRequest, context: Context) -> adapter_pb2.Adapter:
         """One adapter."""
@@ -50,6 +75,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
             adapters=[messages.adapter_to_proto(adapter) for adapter in page],
             next_page_token=next_page_token,
             active=messages.active_to_proto(await asyncio.to_thread(self._adapters.active)),
+            followed=map(messages.followed_to_proto, self._followed()),
         )
 
     async def ActivateAdapters(
@@ -73,3 +99,19 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
             adapters=[messages.adapter_to_proto(adapter) for adapter in applied.adapters],
             active=messages.active_to_proto(applied.active),
         )
+
+    async def WatchAdapters(
+        self, request: adapter_service_pb2.WatchAdaptersRequest, context: Context
+    ) -> AsyncGenerator[adapter_service_pb2.WatchAdaptersResponse, None]:
+        """What is resident, then every change until the client cancels."""
+        wakeup = Wakeup()
+        token = request.resume_token if request.HasField("resume_token") else None
+        watch = await asyncio.to_thread(self._adapters.watch, token, wakeup.call)
+        context.add_done_callback(lambda _context: watch.cancel())  # type: ignore[arg-type]  # the stub wants a class
+        try:
+            while True:
+                for update in watch.take():
+                    yield messages.update_to_proto(update)
+                await wakeup.wait()
+        finally:
+            watch.cancel()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Protocol
 
 import grpc
 
@@ -11,6 +12,7 @@ from inference_svc.errors import InvalidRequest, OrderingNotFound, OrderingServi
 from loramux.ordering.v1 import ordering_pb2, ordering_service_pb2, ordering_service_pb2_grpc
 
 DEADLINE_SECONDS = 10.0
+SILENCE_SECONDS = 120.0  # a watch without even a sign of life is broken
 RETRY_DELAYS_SECONDS = (0.2, 0.5, 1.0)
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 32 * 2**20),
@@ -28,6 +30,17 @@ class OrderingSource(Protocol):
         Raises:
             OrderingNotFound: there is no such ordering or revision.
             OrderingServiceUnavailable: nobody can say.
+        """
+
+
+class WatchedOrderingSource(OrderingSource, Protocol):
+    """Where orderings come from, and who tells of their changes."""
+
+    def changes(self, names: Sequence[str]) -> AsyncGenerator[None, None]:
+        """Yields once the orderings `orderings/{id}` are watched, and after every change of one of them.
+
+        Raises:
+            OrderingServiceUnavailable: they are no longer watched.
         """
 
 
@@ -59,6 +72,34 @@ class OrderingClient:
             return await self._get(reference, deadline)
         except grpc.aio.AioRpcError as error:
             raise self._as_ours(error, reference) from None
+
+    async def changes(self, names: Sequence[str]) -> AsyncGenerator[None, None]:
+        """Yields once the orderings are watched, and after every change of one of them.
+
+        Raises:
+            OrderingServiceUnavailable: the service cannot be reached, is silent, or has ended the watch.
+        """
+        request = ordering_service_pb2.WatchOrderingsRequest(names=names)
+        call: grpc.aio.UnaryStreamCall[Any, ordering_service_pb2.WatchOrderingsResponse]
+        call = self._stub.WatchOrderings(request)
+        is_first = True
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_SECONDS):
+                    response = await call.read()
+                if not isinstance(response, ordering_service_pb2.WatchOrderingsResponse):  # the end
+                    raise OrderingServiceUnavailable(f"the ordering service at {self._address} has ended the watch")
+                if is_first or response.changes:
+                    is_first = False
+                    yield
+        except TimeoutError:
+            raise OrderingServiceUnavailable(
+                f"the ordering service at {self._address} has said nothing for {SILENCE_SECONDS:g} seconds"
+            ) from None
+        except grpc.aio.AioRpcError as error:
+            raise self._as_ours(error, names[0].partition("/")[2]) from None
+        finally:
+            call.cancel()
 
     async def close(self) -> None:
         """Give the connection back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -35,17 +36,31 @@ class Applier(Protocol):
         """
 
 
+class Threads(Protocol):
+    """Where adapters are loaded."""
+
+    async def run(self, load: Callable[[], AppliedOrdering]) -> AppliedOrdering:
+        """The result of a call that blocks."""
+
+
 class OrderingDesk:
     """One ordering at a time, so that the last one asked for is the one that is active in the end."""
 
     def __init__(
-        self, source: OrderingSource, copies: OrderingCopies, applier: Applier, adapters: AdapterShelf
+        self,
+        source: OrderingSource,
+        copies: OrderingCopies,
+        applier: Applier,
+        adapters: AdapterShelf,
+        threads: Threads,
     ) -> None:
         self._source = source
         self._copies = copies
         self._applier = applier
         self._adapters = adapters
+        self._threads = threads
         self._turn = asyncio.Lock()
+        self._applied: dict[str, AppliedOrdering] = {}
 
     async def apply(self, ordering: str, *, adapter_model_id: str | None, activate: bool) -> AppliedOrdering:
         """Fetch `{id}` or `{id}@{revision}`, load what it names and, if asked to, activate it.
@@ -56,7 +71,8 @@ class OrderingDesk:
         """
         if not ORDERING_REFERENCE.fullmatch(ordering):
             raise InvalidRequest(
-                "ordering", f"{ordering!r} is not an ordering: write orderings/ID or orderings/ID@REVISION"
+                "ordering",
+                f"{ordering!r} is not an ordering: write orderings/ID, orderings/ID@REVISION or orderings/ID@TAG",
             )
         async with self._turn:
             try:
@@ -66,10 +82,36 @@ class OrderingDesk:
                 raise OrderingServiceUnavailable(
                     f"{error.message}; the active default stays as it is: {stays}", **error.metadata
                 ) from None
-            applied = await asyncio.to_thread(
-                self._applier.apply, fetched_ordering(message), adapter_model_id, activate
-            )
-            await asyncio.to_thread(self._keep, ordering, message)
+            return await self._apply(ordering, message, adapter_model_id, activate)
+
+    async def apply_change(self, ordering: str, message: ordering_pb2.Ordering) -> AppliedOrdering:
+        """Apply a revision of a followed ordering, unless it is applied already.
+
+        It becomes the active default if the last time that it was applied still is what made the default; a default
+        that somebody has set since then stays.
+
+        Raises:
+            InferenceError: it is refused; what was applied before stays.
+        """
+        async with self._turn:
+            last = self._applied.get(message.name)
+            if last is not None and last.ordering == fetched_ordering(message).revision_name:
+                return last
+            activate = last is None or last.active.generation == self._adapters.active().generation
+            return await self._apply(ordering, message, None, activate)
+
+    def applied(self, name: str) -> str:
+        """The revision of `orderings/{id}` that is applied, or empty."""
+        last = self._applied.get(name)
+        return "" if last is None else last.ordering
+
+    async def _apply(
+        self, ordering: str, message: ordering_pb2.Ordering, adapter_model_id: str | None, activate: bool
+    ) -> AppliedOrdering:
+        fetched = fetched_ordering(message)
+        applied = await self._threads.run(lambda: self._applier.apply(fetched, adapter_model_id, activate))
+        self._applied[fetched.name] = applied
+        await asyncio.to_thread(self._keep, ordering, message)
         _log.info("ordering applied", ordering=applied.ordering, adapters=[each.name for each in applied.adapters])
         return applied
 
@@ -89,7 +131,9 @@ class OrderingDesk:
             f"ordering service away: using the copy of {fetched.revision_name} fetched at "
             f"{copy.fetched_at.isoformat(timespec='seconds')}"
         )
-        return await asyncio.to_thread(self._applier.apply, fetched, None, True)
+        applied = await self._threads.run(lambda: self._applier.apply(fetched, None, True))
+        self._applied[fetched.name] = applied
+        return applied
 
     def _keep(self, reference: str, message: ordering_pb2.Ordering) -> None:
         try:

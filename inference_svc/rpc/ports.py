@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # types only: what stands behind them brings torch along
     from inference_svc.adapters.ordering import AppliedOrdering
+    from inference_svc.adapters.residency import ResidencyUpdate
     from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
     from inference_svc.adapters.selection import Selection
     from inference_svc.engine.request import Event, GenerationRequest
@@ -114,17 +116,50 @@ class ModelDescription(Protocol):
         """Module names that adapters can change."""
 
 
+class AdapterWatch(Protocol):
+    """What one watcher has to be told."""
+
+    def take(self) -> Sequence[ResidencyUpdate]:
+        """Everything that is pending; may be empty.
+
+        Raises:
+            WatcherTooSlow: too much was left unread.
+        """
+
+    def cancel(self) -> None:
+        """Watch no longer; from any thread, any number of times."""
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedOrdering:
+    """How following an ordering goes; the fields are those of the contract."""
+
+    reference: str  # `orderings/{id}` or `orderings/{id}@{tag}`
+    applied: str  # `orderings/{id}@{revision}`, or empty
+    last_seen: str  # likewise
+    problem: str  # why the last attempt failed, or empty
+    last_heard_time: datetime | None
+
+
 class AdapterShelf(Protocol):
     """The resident adapters; every method may block, so it is called in a thread.
 
     Every method raises an InferenceError for what it refuses.
     """
 
-    def load(self, name: str, source: str, *, replace: bool) -> ResidentAdapter:
-        """Load, check and register an adapter."""
+    async def load(
+        self, name: str, source: str, *, replace: bool, expected_digest: str | None, pinned: bool
+    ) -> ResidentAdapter:
+        """Load, check and register an adapter; the one method that does not block."""
 
-    def unload(self, name: str) -> ResidentAdapter:
+    def unload(self, name: str, *, expected_digest: str | None) -> ResidentAdapter:
         """Take an adapter away from later requests."""
+
+    def pin(self, name: str, pinned: bool) -> ResidentAdapter:
+        """Keep an adapter from being evicted, or no longer."""
+
+    def watch(self, resume_token: str | None, on_ready: Callable[[], None]) -> AdapterWatch:
+        """Be told of every change; `on_ready` is called from any thread whenever there is something to take."""
 
     def get(self, name: str) -> ResidentAdapter:
         """One adapter."""
@@ -171,3 +206,4 @@ class Service:
     orderings: OrderingDesk
     version: str
     close: Callable[[], Awaitable[None]]
+    followed: Callable[[], Sequence[FollowedOrdering]] = tuple

@@ -186,12 +186,50 @@ class FakeInference(
         name = f"adapters/{request.adapter_id}"
         if name in self.adapters and not request.replace:
             refuse(context, grpc.StatusCode.ALREADY_EXISTS, f"{name} is taken", "ADAPTER_EXISTS")
+        if request.HasField("expected_digest"):
+            resident = self.GetAdapter(adapter_service_pb2.GetAdapterRequest(name=name), context)
+            if resident.digest != request.expected_digest:
+                refuse(context, grpc.StatusCode.ABORTED, f"{name} is another by now", "DIGEST_MISMATCH")
         if request.source.startswith("/etc"):
             refuse(context, grpc.StatusCode.PERMISSION_DENIED, "/etc is outside the allowed roots", "PATH_NOT_ALLOWED")
         self.adapters[name] = adapter_pb2.Adapter(
-            name=name, kind=adapter_pb2.ADAPTER_KIND_LORA, digest="d", source=request.source, rank=4, size_bytes=2048
+            name=name,
+            kind=adapter_pb2.ADAPTER_KIND_LORA,
+            digest="d",
+            source=request.source,
+            rank=4,
+            size_bytes=2048,
+            pinned=request.pinned,
         )
         return self.adapters[name]
+
+    def PinAdapter(  # noqa: N802
+        self, request: adapter_service_pb2.PinAdapterRequest, context: grpc.ServicerContext
+    ) -> adapter_pb2.Adapter:
+        self.GetAdapter(adapter_service_pb2.GetAdapterRequest(name=request.name), context).pinned = True
+        return self.adapters[request.name]
+
+    def UnpinAdapter(  # noqa: N802
+        self, request: adapter_service_pb2.UnpinAdapterRequest, context: grpc.ServicerContext
+    ) -> adapter_pb2.Adapter:
+        self.GetAdapter(adapter_service_pb2.GetAdapterRequest(name=request.name), context).pinned = False
+        return self.adapters[request.name]
+
+    def WatchAdapters(  # noqa: N802
+        self, request: adapter_service_pb2.WatchAdaptersRequest, context: grpc.ServicerContext
+    ) -> Iterator[adapter_service_pb2.WatchAdaptersResponse]:
+        if not request.resume_token:
+            snapshot = adapter_service_pb2.AdaptersSnapshot(
+                adapters=self.adapters.values(), active=self.active, generation=4
+            )
+            yield adapter_service_pb2.WatchAdaptersResponse(snapshot=snapshot, resume_token="s.4")
+        adapter = adapter_pb2.Adapter(name="adapters/gone", kind=adapter_pb2.ADAPTER_KIND_LORA, digest="0123")
+        kind = adapter_service_pb2.ADAPTER_EVENT_KIND_EVICTED
+        event = adapter_service_pb2.AdapterEvent(kind=kind, generation=5, adapter=adapter)
+        yield adapter_service_pb2.WatchAdaptersResponse(event=event, resume_token="s.5")
+        kind = adapter_service_pb2.ADAPTER_EVENT_KIND_ACTIVATED
+        event = adapter_service_pb2.AdapterEvent(kind=kind, generation=6, active=self.active)
+        yield adapter_service_pb2.WatchAdaptersResponse(event=event, resume_token="s.6")
 
     def UnloadAdapter(  # noqa: N802
         self, request: adapter_service_pb2.UnloadAdapterRequest, context: grpc.ServicerContext
@@ -215,7 +253,12 @@ class FakeInference(
         start = int(request.page_token or 0)
         token = str(start + 2) if start + 2 < len(names) else ""
         page = [self.adapters[name] for name in names[start : start + 2]]
-        return adapter_service_pb2.ListAdaptersResponse(adapters=page, next_page_token=token, active=self.active)
+        followed = adapter_service_pb2.FollowedOrdering(
+            reference="orderings/demo@live", applied="orderings/demo@1", last_seen="orderings/demo@2", problem="unfit"
+        )
+        return adapter_service_pb2.ListAdaptersResponse(
+            adapters=page, next_page_token=token, active=self.active, followed=[followed]
+        )
 
     def ActivateAdapters(  # noqa: N802
         self, request: adapter_service_pb2.ActivateAdaptersRequest, context: grpc.ServicerContext

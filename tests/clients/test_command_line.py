@@ -119,6 +119,15 @@ def test_adapters_are_loaded_activated_listed_and_unloaded(run: Run) -> None:
     assert [line.split()[0] for line in listed.splitlines()[1:4]] == ["a", "b", "c"]
     assert parsed(run("adapters", "list", "--json"))["active"]["generation"] == 1
     assert "/roots/c" in run("adapters", "get", "c")[1]
+    assert "following demo@live: demo@1 is applied, demo@2 was seen; unfit" in listed
+    assert parsed(run("adapters", "replace", "c", "/roots/d", "--pin", "--json"))["pinned"]
+    assert run("adapters", "replace", "c", "/roots/d", "--expect", "other")[0] == 1
+    assert run("adapters", "replace", "nobody", "/roots/d")[0] == 1
+    assert not parsed(run("adapters", "unpin", "c", "--json"))["pinned"]
+    assert parsed(run("adapters", "pin", "c", "--json"))["pinned"]
+    lines = [json.loads(line) for line in run("adapters", "watch", "--json")[1].splitlines()]
+    assert [line.get("kind") for line in lines] == [None, "evicted", "activated"]
+    assert "evicted    gone 0123" in run("adapters", "watch", "--resume", "s.4")[1]
     assert run("adapters", "unload", "c")[0] == 0
     assert run("adapters", "get", "c")[0] == 1
     assert "base model" in run("adapters", "activate", "--base")[1]

@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 ordering_app = typer.Typer(help="Keep, make and check ordering files.", no_args_is_help=True)
-adapters_app = typer.Typer(help="Load, unload and activate adapters.", no_args_is_help=True)
+adapters_app = typer.Typer(help="Load, replace, unload, pin, watch and activate adapters.", no_args_is_help=True)
 scalings_app = typer.Typer(help="Look at what an X-LoRA mixed.", no_args_is_help=True)
 
 
@@ -88,7 +88,11 @@ _ADAPTER_COMMANDS: Mapping[str, Callable[..., Any]] = {
     "list": adapters.list_adapters,
     "get": adapters.get,
     "load": adapters.load,
+    "replace": adapters.replace,
     "unload": adapters.unload,
+    "pin": adapters.pin,
+    "unpin": adapters.unpin,
+    "watch": adapters.watch,
     "activate": adapters.activate,
     "apply": adapters.apply,
 }

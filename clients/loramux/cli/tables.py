@@ -8,7 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from loramux.cli.choices import describe_selection
-from loramux.client import ActiveAdapters, Adapter, AppliedOrdering, Model, Severity, Validation
+from loramux.client import (
+    ActiveAdapters,
+    Adapter,
+    AdaptersSnapshot,
+    AdapterUpdate,
+    AppliedOrdering,
+    FollowedOrdering,
+    Model,
+    Severity,
+    Validation,
+)
 
 
 def fields_table(rows: Iterable[tuple[str, object]]) -> Table:
@@ -46,9 +56,11 @@ def model_table(model: Model) -> Table:
     )
 
 
-def adapters_table(adapters: Sequence[Adapter], active: ActiveAdapters) -> Table:
-    """Resident adapters, one a line; the active default below."""
-    table = Table("Adapter", "Kind", "Rank", "Layers", "Modules", "Size", "Running", "Ordering", box=None)
+def adapters_table(
+    adapters: Sequence[Adapter], active: ActiveAdapters, followed: Sequence[FollowedOrdering] = ()
+) -> Table:
+    """Resident adapters, one a line; the active default and what is followed below."""
+    table = Table("Adapter", "Kind", "Rank", "Layers", "Modules", "Size", "Running", "Pinned", "Ordering", box=None)
     for adapter in adapters:
         table.add_row(
             Text(adapter.name, style="bold"),
@@ -58,9 +70,11 @@ def adapters_table(adapters: Sequence[Adapter], active: ActiveAdapters) -> Table
             Text(", ".join(adapter.target_modules)),
             size(adapter.size_bytes),
             str(adapter.active_requests),
+            "yes" if adapter.pinned else "",
             Text(adapter.ordering or ""),
         )
-    table.caption = f"active: {describe_selection(active.selection)}"
+    lines = [f"active: {describe_selection(active.selection)}", *map(_followed_line, followed)]
+    table.caption = Text("\n".join(lines))
     table.caption_justify = "left"
     return table
 
@@ -79,10 +93,31 @@ def adapter_table(adapter: Adapter) -> Table:
             ("modules", ", ".join(adapter.target_modules)),
             ("size", size(adapter.size_bytes)),
             ("running requests", str(adapter.active_requests)),
+            ("pinned", "yes" if adapter.pinned else "no"),
+            ("last used", f"{adapter.last_use_time:%Y-%m-%d %H:%M:%S} UTC"),
             ("loaded", f"{adapter.load_time:%Y-%m-%d %H:%M:%S} UTC"),
             ("ordering", adapter.ordering),
         )
     )
+
+
+def _followed_line(followed: FollowedOrdering) -> str:
+    line = f"following {followed.reference}: {followed.applied or 'nothing'} is applied"
+    if followed.last_seen is not None and followed.last_seen != followed.applied:
+        line += f", {followed.last_seen} was seen"
+    return f"{line}; {followed.problem}" if followed.problem else line
+
+
+def update_lines(update: AdapterUpdate) -> Text:
+    """One line for an event; for a snapshot one line and one more for each adapter."""
+    if isinstance(update, AdaptersSnapshot):
+        active = describe_selection(update.active.selection)
+        head = f"{len(update.adapters)} adapters after change {update.generation}; active: {active}"
+        return Text("\n".join([head, *(f"  {each.name} {each.digest[:12]}" for each in update.adapters)]))
+    what = describe_selection(update.active.selection) if update.active is not None else ""
+    if update.adapter is not None:
+        what = f"{update.adapter.name} {update.adapter.digest[:12]}"
+    return Text(f"{update.generation:>6}  {update.event_time:%H:%M:%S}  {update.kind:<9}  {what}")
 
 
 def active_line(active: ActiveAdapters) -> Text:

@@ -1,5 +1,6 @@
 """The Python client of Loramux: typed, blocking and asynchronous, without torch."""
 
+from loramux.client.adapter_events import AdapterEvent, AdapterEventKind, AdaptersSnapshot, AdapterUpdate
 from loramux.client.adapters import (
     BASE,
     ActiveAdapters,
@@ -9,12 +10,15 @@ from loramux.client.adapters import (
     AppliedAdapter,
     AppliedOrdering,
     Base,
+    FollowedOrdering,
     LoRA,
     XLoRA,
 )
+from loramux.client.asynchronous.adapter_watch import AsyncAdapterWatch
 from loramux.client.asynchronous.answer_stream import AsyncAnswerStream
 from loramux.client.asynchronous.client import AsyncClient
 from loramux.client.asynchronous.ordering_watch import AsyncOrderingWatch
+from loramux.client.blocking.adapter_watch import AdapterWatch
 from loramux.client.blocking.answer_stream import AnswerStream
 from loramux.client.blocking.client import Client
 from loramux.client.blocking.ordering_watch import OrderingWatch
@@ -68,11 +72,17 @@ __all__ = [
     "ActiveAdapters",
     "Adapter",
     "AdapterChoice",
+    "AdapterEvent",
+    "AdapterEventKind",
     "AdapterKind",
+    "AdapterUpdate",
+    "AdapterWatch",
+    "AdaptersSnapshot",
     "AlreadyExists",
     "AnswerStream",
     "AppliedAdapter",
     "AppliedOrdering",
+    "AsyncAdapterWatch",
     "AsyncAnswerStream",
     "AsyncClient",
     "AsyncOrderingWatch",
@@ -85,6 +95,7 @@ __all__ = [
     "Difference",
     "FailedPrecondition",
     "FinishReason",
+    "FollowedOrdering",
     "GenerateOptions",
     "GeneratedOrdering",
     "Generation",

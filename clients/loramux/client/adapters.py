@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loramux.client.errors import broken_answer, invalid_argument
-from loramux.inference.v1 import adapter_pb2
+from loramux.inference.v1 import adapter_pb2, adapter_service_pb2
 
 
 class AdapterKind(enum.StrEnum):
@@ -63,6 +63,19 @@ class Adapter:
     active_requests: int
     load_time: datetime.datetime
     ordering: str | None
+    pinned: bool
+    last_use_time: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FollowedOrdering:
+    """An ordering that the service applies again whenever it changes; names as `id`, `id@tag`, `id@revision`."""
+
+    reference: str
+    applied: str | None
+    last_seen: str | None
+    problem: str | None
+    last_heard_time: datetime.datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +174,20 @@ def adapter_from_proto(message: adapter_pb2.Adapter) -> Adapter:
         active_requests=message.active_requests,
         load_time=message.load_time.ToDatetime(tzinfo=datetime.UTC),
         ordering=short_name(message.ordering) or None,
+        pinned=message.pinned,
+        last_use_time=message.last_use_time.ToDatetime(tzinfo=datetime.UTC),
+    )
+
+
+def followed_from_proto(message: adapter_service_pb2.FollowedOrdering) -> FollowedOrdering:
+    """The value for a followed ordering."""
+    heard = message.last_heard_time.ToDatetime(tzinfo=datetime.UTC) if message.HasField("last_heard_time") else None
+    return FollowedOrdering(
+        reference=short_name(message.reference),
+        applied=short_name(message.applied) or None,
+        last_seen=short_name(message.last_seen) or None,
+        problem=message.problem or None,
+        last_heard_time=heard,
     )
 
 

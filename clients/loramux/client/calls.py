@@ -14,6 +14,7 @@ ORDERINGS = "/loramux.ordering.v1.OrderingService/"
 
 GENERATE = INFERENCE + "Generate"
 WATCH = ORDERINGS + "WatchOrderings"
+WATCH_ADAPTERS = ADAPTERS + "WatchAdapters"
 
 RETRIED = (
     INFERENCE + "Tokenize",
@@ -21,6 +22,9 @@ RETRIED = (
     INFERENCE + "GetModel",
     ADAPTERS + "GetAdapter",
     ADAPTERS + "ListAdapters",
+    ADAPTERS + "PinAdapter",
+    ADAPTERS + "UnpinAdapter",
+    WATCH_ADAPTERS,
     ORDERINGS + "GetOrdering",
     ORDERINGS + "ListOrderings",
     ORDERINGS + "ListOrderingRevisions",

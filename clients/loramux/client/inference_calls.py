@@ -10,10 +10,12 @@ from loramux.client.adapters import (
     Adapter,
     AdapterChoice,
     AppliedOrdering,
+    FollowedOrdering,
     active_from_proto,
     adapter_from_proto,
     adapter_resource,
     choice_to_proto,
+    followed_from_proto,
     short_name,
 )
 from loramux.client.calls import ADAPTERS, INFERENCE, AnyCall, Call, Page
@@ -95,15 +97,29 @@ def _model(message: inference_service_pb2.Model) -> Model:
     )
 
 
-def load_adapter(name: str, source: str, replace: bool) -> AnyCall[Adapter]:
+def load_adapter(name: str, source: str, replace: bool, expected_digest: str | None, pinned: bool) -> AnyCall[Adapter]:
     """Makes an adapter resident."""
-    request = adapter_service_pb2.LoadAdapterRequest(adapter_id=short_name(name), source=source, replace=replace)
+    request = adapter_service_pb2.LoadAdapterRequest(
+        adapter_id=short_name(name), source=source, replace=replace, expected_digest=expected_digest, pinned=pinned
+    )
     return Call(ADAPTERS + "LoadAdapter", request, adapter_pb2.Adapter, adapter_from_proto, slow=True)
 
 
-def unload_adapter(name: str) -> AnyCall[Adapter]:
+def pin_adapter(name: str) -> AnyCall[Adapter]:
+    """Keeps an adapter from being evicted."""
+    request = adapter_service_pb2.PinAdapterRequest(name=adapter_resource(name))
+    return Call(ADAPTERS + "PinAdapter", request, adapter_pb2.Adapter, adapter_from_proto)
+
+
+def unpin_adapter(name: str) -> AnyCall[Adapter]:
+    """Lets an adapter be evicted again."""
+    request = adapter_service_pb2.UnpinAdapterRequest(name=adapter_resource(name))
+    return Call(ADAPTERS + "UnpinAdapter", request, adapter_pb2.Adapter, adapter_from_proto)
+
+
+def unload_adapter(name: str, expected_digest: str | None) -> AnyCall[Adapter]:
     """Takes an adapter away from later requests."""
-    request = adapter_service_pb2.UnloadAdapterRequest(name=adapter_resource(name))
+    request = adapter_service_pb2.UnloadAdapterRequest(name=adapter_resource(name), expected_digest=expected_digest)
     return Call(ADAPTERS + "UnloadAdapter", request, adapter_pb2.Adapter, adapter_from_proto)
 
 
@@ -130,6 +146,16 @@ def active_adapters() -> AnyCall[ActiveAdapters]:
         adapter_service_pb2.ListAdaptersRequest(page_size=1),
         adapter_service_pb2.ListAdaptersResponse,
         lambda answer: active_from_proto(answer.active),
+    )
+
+
+def followed_orderings() -> AnyCall[tuple[FollowedOrdering, ...]]:
+    """How following orderings goes, which comes with every list."""
+    return Call(
+        ADAPTERS + "ListAdapters",
+        adapter_service_pb2.ListAdaptersRequest(page_size=1),
+        adapter_service_pb2.ListAdaptersResponse,
+        lambda answer: tuple(map(followed_from_proto, answer.followed)),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from inference_svc.adapters.ordering import AppliedOrdering
+from inference_svc.adapters.residency import ResidencyLog, ResidencySnapshot, ResidencyWatch
 from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
 from inference_svc.adapters.selection import AdapterKind, BaseSelection, Selection
 from inference_svc.engine.request import (
@@ -172,6 +174,8 @@ def resident(name: str, source: str = "demo") -> ResidentAdapter:
         active_requests=0,
         load_time=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
         ordering="",
+        pinned=False,
+        last_use_time=datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC),
     )
 
 
@@ -182,14 +186,29 @@ class FakeShelf:
         self.adapters = {name: resident(name) for name in names}
         self.current = ActiveSet(BaseSelection(), 0)
         self.refusal: Exception | None = None
+        self.expected: list[str | None] = []
+        self.log = ResidencyLog()
 
-    def load(self, name: str, source: str, *, replace: bool) -> ResidentAdapter:
+    async def load(
+        self, name: str, source: str, *, replace: bool, expected_digest: str | None, pinned: bool
+    ) -> ResidentAdapter:
         self._check()
-        self.adapters[name] = resident(name, source)
+        self.expected.append(expected_digest)
+        self.adapters[name] = dataclasses.replace(resident(name, source), pinned=pinned)
         return self.adapters[name]
 
-    def unload(self, name: str) -> ResidentAdapter:
+    def pin(self, name: str, pinned: bool) -> ResidentAdapter:
+        self.adapters[name] = dataclasses.replace(self.get(name), pinned=pinned)
+        return self.adapters[name]
+
+    def watch(self, resume_token: str | None, on_ready: Callable[[], None]) -> ResidencyWatch:
+        self._check()
+        snapshot = ResidencySnapshot(tuple(self.adapters.values()), self.current, self.log.generation)
+        return self.log.watch(resume_token, lambda: snapshot, on_ready, self.log.end)
+
+    def unload(self, name: str, *, expected_digest: str | None) -> ResidentAdapter:
         adapter = self.get(name)
+        self.expected.append(expected_digest)
         del self.adapters[name]
         return adapter
 

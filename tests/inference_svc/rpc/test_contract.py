@@ -161,7 +161,8 @@ async def raw_call(channel: grpc.aio.Channel, path: str, method: Any, raw: bytes
         if method.server_streaming:
             stream: Any = channel.unary_stream(path)
             async for _ in stream(raw):
-                pass
+                if method.name.startswith("Watch"):  # it ends when the client has enough
+                    break
         else:
             unary: Any = channel.unary_unary(path)
             await unary(raw)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from inference_svc.adapters.loading_threads import LoadingThreads
 from inference_svc.adapters.ordering import AppliedOrdering, FetchedOrdering
 from inference_svc.adapters.resident import ActiveSet
 from inference_svc.adapters.selection import AdapterKind, BaseSelection, LoraSelection, XLoraSelection
@@ -131,8 +132,21 @@ def copies(tmp_path: Path) -> OrderingCopies:
 
 
 @pytest.fixture
-def desk(source: SwitchableSource, copies: OrderingCopies, applier: RecordingApplier, shelf: FakeShelf) -> OrderingDesk:
-    return OrderingDesk(source, copies, applier, shelf)
+def threads() -> Iterator[LoadingThreads]:
+    threads = LoadingThreads()
+    yield threads
+    threads.close()
+
+
+@pytest.fixture
+def desk(
+    source: SwitchableSource,
+    copies: OrderingCopies,
+    applier: RecordingApplier,
+    shelf: FakeShelf,
+    threads: LoadingThreads,
+) -> OrderingDesk:
+    return OrderingDesk(source, copies, applier, shelf, threads)
 
 
 def test_an_ordering_keeps_every_field_and_the_order_of_its_names() -> None:
@@ -308,10 +322,10 @@ async def test_a_start_without_the_service_and_with_a_broken_copy_names_the_file
 
 
 async def test_a_copy_that_cannot_be_stored_is_a_warning_only(
-    source: SwitchableSource, applier: RecordingApplier, shelf: FakeShelf, tmp_path: Path
+    source: SwitchableSource, applier: RecordingApplier, shelf: FakeShelf, tmp_path: Path, threads: LoadingThreads
 ) -> None:
     (tmp_path / "file").write_text("")
-    desk = OrderingDesk(source, OrderingCopies(tmp_path / "file" / "orderings"), applier, shelf)
+    desk = OrderingDesk(source, OrderingCopies(tmp_path / "file" / "orderings"), applier, shelf, threads)
     with capture_logs() as logs:
         await desk.apply("demo", adapter_model_id=None, activate=True)
     assert [entry["log_level"] for entry in logs] == ["warning", "info"]

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"loramux/inference/v1/adapter.proto\x12\x14loramux.inference.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x02\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.loramux.inference.v1.AdapterKind\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x16\n\x0etarget_modules\x18\x06 \x03(\t\x12\x12\n\nnum_layers\x18\x07 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x08 \x03(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12\x17\n\x0f\x61\x63tive_requests\x18\n \x01(\r\x12-\n\tload_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08ordering\x18\x0c \x01(\t\"f\n\x0fWeightedAdapter\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12.\n\x06weight\x18\x02 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00Y\xc0@\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"W\n\x10WeightedAdapters\x12\x43\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32%.loramux.inference.v1.WeightedAdapterB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\"*\n\x0eXLoraSelection\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"\x0b\n\tBaseModel\"\x0f\n\rActiveDefault\"\xf7\x01\n\x10\x41\x64\x61pterSelection\x12/\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32\x1f.loramux.inference.v1.BaseModelH\x00\x12\x35\n\x06\x61\x63tive\x18\x02 \x01(\x0b\x32#.loramux.inference.v1.ActiveDefaultH\x00\x12\x37\n\x05loras\x18\x03 \x01(\x0b\x32&.loramux.inference.v1.WeightedAdaptersH\x00\x12\x35\n\x05xlora\x18\x04 \x01(\x0b\x32$.loramux.inference.v1.XLoraSelectionH\x00\x42\x0b\n\tselection\"_\n\x0e\x41\x63tiveAdapters\x12\x39\n\tselection\x18\x01 \x01(\x0b\x32&.loramux.inference.v1.AdapterSelection\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"\xa2\x01\n\x0e\x41ppliedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.loramux.inference.v1.AdapterKind\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x13\n\x06weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07\x65xperts\x18\x05 \x03(\t\x12\x10\n\x08ordering\x18\x06 \x01(\tB\t\n\x07_weight*Z\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x16\n\x12\x41\x44\x41PTER_KIND_XLORA\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"loramux/inference/v1/adapter.proto\x12\x14loramux.inference.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x02\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.loramux.inference.v1.AdapterKind\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x16\n\x0etarget_modules\x18\x06 \x03(\t\x12\x12\n\nnum_layers\x18\x07 \x01(\r\x12\x0f\n\x07\x65xperts\x18\x08 \x03(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12\x17\n\x0f\x61\x63tive_requests\x18\n \x01(\r\x12-\n\tload_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08ordering\x18\x0c \x01(\t\x12\x0e\n\x06pinned\x18\r \x01(\x08\x12\x31\n\rlast_use_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"f\n\x0fWeightedAdapter\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12.\n\x06weight\x18\x02 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00Y@)\x00\x00\x00\x00\x00\x00Y\xc0@\x01H\x00\x88\x01\x01\x42\t\n\x07_weight\"W\n\x10WeightedAdapters\x12\x43\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32%.loramux.inference.v1.WeightedAdapterB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\"*\n\x0eXLoraSelection\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"\x0b\n\tBaseModel\"\x0f\n\rActiveDefault\"\xf7\x01\n\x10\x41\x64\x61pterSelection\x12/\n\x04\x62\x61se\x18\x01 \x01(\x0b\x32\x1f.loramux.inference.v1.BaseModelH\x00\x12\x35\n\x06\x61\x63tive\x18\x02 \x01(\x0b\x32#.loramux.inference.v1.ActiveDefaultH\x00\x12\x37\n\x05loras\x18\x03 \x01(\x0b\x32&.loramux.inference.v1.WeightedAdaptersH\x00\x12\x35\n\x05xlora\x18\x04 \x01(\x0b\x32$.loramux.inference.v1.XLoraSelectionH\x00\x42\x0b\n\tselection\"_\n\x0e\x41\x63tiveAdapters\x12\x39\n\tselection\x18\x01 \x01(\x0b\x32&.loramux.inference.v1.AdapterSelection\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"\xa2\x01\n\x0e\x41ppliedAdapter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x04kind\x18\x02 \x01(\x0e\x32!.loramux.inference.v1.AdapterKind\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x13\n\x06weight\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07\x65xperts\x18\x05 \x03(\t\x12\x10\n\x08ordering\x18\x06 \x01(\tB\t\n\x07_weight*Z\n\x0b\x41\x64\x61pterKind\x12\x1c\n\x18\x41\x44\x41PTER_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x44\x41PTER_KIND_LORA\x10\x01\x12\x16\n\x12\x41\x44\x41PTER_KIND_XLORA\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,24 +41,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WEIGHTEDADAPTERS'].fields_by_name['adapters']._serialized_options = b'\272H\007\222\001\004\010\001\020@'
   _globals['_XLORASELECTION'].fields_by_name['name']._loaded_options = None
   _globals['_XLORASELECTION'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
-  _globals['_ADAPTERKIND']._serialized_start=1193
-  _globals['_ADAPTERKIND']._serialized_end=1283
+  _globals['_ADAPTERKIND']._serialized_start=1260
+  _globals['_ADAPTERKIND']._serialized_end=1350
   _globals['_ADAPTER']._serialized_start=123
-  _globals['_ADAPTER']._serialized_end=412
-  _globals['_WEIGHTEDADAPTER']._serialized_start=414
-  _globals['_WEIGHTEDADAPTER']._serialized_end=516
-  _globals['_WEIGHTEDADAPTERS']._serialized_start=518
-  _globals['_WEIGHTEDADAPTERS']._serialized_end=605
-  _globals['_XLORASELECTION']._serialized_start=607
-  _globals['_XLORASELECTION']._serialized_end=649
-  _globals['_BASEMODEL']._serialized_start=651
-  _globals['_BASEMODEL']._serialized_end=662
-  _globals['_ACTIVEDEFAULT']._serialized_start=664
-  _globals['_ACTIVEDEFAULT']._serialized_end=679
-  _globals['_ADAPTERSELECTION']._serialized_start=682
-  _globals['_ADAPTERSELECTION']._serialized_end=929
-  _globals['_ACTIVEADAPTERS']._serialized_start=931
-  _globals['_ACTIVEADAPTERS']._serialized_end=1026
-  _globals['_APPLIEDADAPTER']._serialized_start=1029
-  _globals['_APPLIEDADAPTER']._serialized_end=1191
+  _globals['_ADAPTER']._serialized_end=479
+  _globals['_WEIGHTEDADAPTER']._serialized_start=481
+  _globals['_WEIGHTEDADAPTER']._serialized_end=583
+  _globals['_WEIGHTEDADAPTERS']._serialized_start=585
+  _globals['_WEIGHTEDADAPTERS']._serialized_end=672
+  _globals['_XLORASELECTION']._serialized_start=674
+  _globals['_XLORASELECTION']._serialized_end=716
+  _globals['_BASEMODEL']._serialized_start=718
+  _globals['_BASEMODEL']._serialized_end=729
+  _globals['_ACTIVEDEFAULT']._serialized_start=731
+  _globals['_ACTIVEDEFAULT']._serialized_end=746
+  _globals['_ADAPTERSELECTION']._serialized_start=749
+  _globals['_ADAPTERSELECTION']._serialized_end=996
+  _globals['_ACTIVEADAPTERS']._serialized_start=998
+  _globals['_ACTIVEADAPTERS']._serialized_end=1093
+  _globals['_APPLIEDADAPTER']._serialized_start=1096
+  _globals['_APPLIEDADAPTER']._serialized_end=1258
 # @@protoc_insertion_point(module_scope)

@@ -62,6 +62,8 @@ class Adapter(_message.Message):
     ACTIVE_REQUESTS_FIELD_NUMBER: _builtins.int
     LOAD_TIME_FIELD_NUMBER: _builtins.int
     ORDERING_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`adapters/{adapter}`."""
     kind: Global___AdapterKind.ValueType
@@ -80,6 +82,8 @@ class Adapter(_message.Message):
     """How many requests are running with it now."""
     ordering: _builtins.str
     """`orderings/{ordering}@{revision}` if an ordering brought it, else empty."""
+    pinned: _builtins.bool
+    """It is never evicted to make room."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Module names it changes, for instance `q_proj`."""
@@ -91,6 +95,10 @@ class Adapter(_message.Message):
     @_builtins.property
     def load_time(self) -> _timestamp_pb2.Timestamp:
         """When it was loaded."""
+
+    @_builtins.property
+    def last_use_time(self) -> _timestamp_pb2.Timestamp:
+        """When a request last chose it; when it was loaded if none has."""
 
     def __init__(
         self,
@@ -107,10 +115,12 @@ class Adapter(_message.Message):
         active_requests: _builtins.int = ...,
         load_time: _timestamp_pb2.Timestamp | None = ...,
         ordering: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_use_time", b"last_use_time", "load_time", b"load_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "digest", b"digest", "experts", b"experts", "kind", b"kind", "load_time", b"load_time", "name", b"name", "num_layers", b"num_layers", "ordering", b"ordering", "rank", b"rank", "size_bytes", b"size_bytes", "source", b"source", "target_modules", b"target_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "digest", b"digest", "experts", b"experts", "kind", b"kind", "last_use_time", b"last_use_time", "load_time", b"load_time", "name", b"name", "num_layers", b"num_layers", "ordering", b"ordering", "pinned", b"pinned", "rank", b"rank", "size_bytes", b"size_bytes", "source", b"source", "target_modules", b"target_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -127,7 +137,9 @@ class WeightedAdapter(_message.Message):
     name: _builtins.str
     """`pirate` or `adapters/pirate`."""
     weight: _builtins.float
-    """Factor of the adapter's delta; without it 1."""
+    """Factor of the adapter's delta, which is what it changes at the output of a linear layer; without it 1. 0 contributes
+    nothing. A DoRA's delta is its whole layer less the base model's, so that 1 alone is the DoRA as it was trained.
+    """
     def __init__(
         self,
         *,

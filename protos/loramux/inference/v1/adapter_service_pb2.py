@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from loramux.inference.v1 import adapter_pb2 as loramux_dot_inference_dot_v1_dot_adapter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*loramux/inference/v1/adapter_service.proto\x12\x14loramux.inference.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\"loramux/inference/v1/adapter.proto\"\x8e\x01\n\x12LoadAdapterRequest\x12K\n\nadapter_id\x18\x01 \x01(\tB7\xbaH4r220^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$\x12\x1a\n\x06source\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \x12\x0f\n\x07replace\x18\x03 \x01(\x08\"C\n\x14UnloadAdapterRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^adapters/[^/]{1,128}$\"@\n\x11GetAdapterRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^adapters/[^/]{1,128}$\"O\n\x13ListAdaptersRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\x96\x01\n\x14ListAdaptersResponse\x12/\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1d.loramux.inference.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x34\n\x06\x61\x63tive\x18\x03 \x01(\x0b\x32$.loramux.inference.v1.ActiveAdapters\"\\\n\x17\x41\x63tivateAdaptersRequest\x12\x41\n\tselection\x18\x01 \x01(\x0b\x32&.loramux.inference.v1.AdapterSelectionB\x06\xbaH\x03\xc8\x01\x01\"\xa1\x01\n\x14\x41pplyOrderingRequest\x12\x30\n\x08ordering\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^orderings/[^/]{1,128}$\x12)\n\x10\x61\x64\x61pter_model_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 H\x00\x88\x01\x01\x12\x17\n\x0fskip_activation\x18\x03 \x01(\x08\x42\x13\n\x11_adapter_model_id\"\x90\x01\n\x15\x41pplyOrderingResponse\x12\x10\n\x08ordering\x18\x01 \x01(\t\x12/\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1d.loramux.inference.v1.Adapter\x12\x34\n\x06\x61\x63tive\x18\x03 \x01(\x0b\x32$.loramux.inference.v1.ActiveAdapters2\xd4\x04\n\x0e\x41\x64\x61pterService\x12V\n\x0bLoadAdapter\x12(.loramux.inference.v1.LoadAdapterRequest\x1a\x1d.loramux.inference.v1.Adapter\x12Z\n\rUnloadAdapter\x12*.loramux.inference.v1.UnloadAdapterRequest\x1a\x1d.loramux.inference.v1.Adapter\x12T\n\nGetAdapter\x12\'.loramux.inference.v1.GetAdapterRequest\x1a\x1d.loramux.inference.v1.Adapter\x12\x65\n\x0cListAdapters\x12).loramux.inference.v1.ListAdaptersRequest\x1a*.loramux.inference.v1.ListAdaptersResponse\x12g\n\x10\x41\x63tivateAdapters\x12-.loramux.inference.v1.ActivateAdaptersRequest\x1a$.loramux.inference.v1.ActiveAdapters\x12h\n\rApplyOrdering\x12*.loramux.inference.v1.ApplyOrderingRequest\x1a+.loramux.inference.v1.ApplyOrderingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*loramux/inference/v1/adapter_service.proto\x12\x14loramux.inference.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"loramux/inference/v1/adapter.proto\"\xe7\x01\n\x12LoadAdapterRequest\x12K\n\nadapter_id\x18\x01 \x01(\tB7\xbaH4r220^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$\x12\x1a\n\x06source\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \x12\x0f\n\x07replace\x18\x03 \x01(\x08\x12\x33\n\x0f\x65xpected_digest\x18\x04 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$H\x00\x88\x01\x01\x12\x0e\n\x06pinned\x18\x05 \x01(\x08\x42\x12\n\x10_expected_digest\"\x8c\x01\n\x14UnloadAdapterRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^adapters/[^/]{1,128}$\x12\x33\n\x0f\x65xpected_digest\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{64}$H\x00\x88\x01\x01\x42\x12\n\x10_expected_digest\"@\n\x11PinAdapterRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^adapters/[^/]{1,128}$\"B\n\x13UnpinAdapterRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^adapters/[^/]{1,128}$\"@\n\x11GetAdapterRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^adapters/[^/]{1,128}$\"O\n\x13ListAdaptersRequest\x12\x1a\n\tpage_size\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08\"\xd0\x01\n\x14ListAdaptersResponse\x12/\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1d.loramux.inference.v1.Adapter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x34\n\x06\x61\x63tive\x18\x03 \x01(\x0b\x32$.loramux.inference.v1.ActiveAdapters\x12\x38\n\x08\x66ollowed\x18\x04 \x03(\x0b\x32&.loramux.inference.v1.FollowedOrdering\"\x8f\x01\n\x10\x46ollowedOrdering\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0f\n\x07\x61pplied\x18\x02 \x01(\t\x12\x11\n\tlast_seen\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x33\n\x0flast_heard_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x17\x41\x63tivateAdaptersRequest\x12\x41\n\tselection\x18\x01 \x01(\x0b\x32&.loramux.inference.v1.AdapterSelectionB\x06\xbaH\x03\xc8\x01\x01\"\xa1\x01\n\x14\x41pplyOrderingRequest\x12\x30\n\x08ordering\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^orderings/[^/]{1,128}$\x12)\n\x10\x61\x64\x61pter_model_id\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 H\x00\x88\x01\x01\x12\x17\n\x0fskip_activation\x18\x03 \x01(\x08\x42\x13\n\x11_adapter_model_id\"\x90\x01\n\x15\x41pplyOrderingResponse\x12\x10\n\x08ordering\x18\x01 \x01(\t\x12/\n\x08\x61\x64\x61pters\x18\x02 \x03(\x0b\x32\x1d.loramux.inference.v1.Adapter\x12\x34\n\x06\x61\x63tive\x18\x03 \x01(\x0b\x32$.loramux.inference.v1.ActiveAdapters\"N\n\x14WatchAdaptersRequest\x12%\n\x0cresume_token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01H\x00\x88\x01\x01\x42\x0f\n\r_resume_token\"\xa8\x01\n\x15WatchAdaptersResponse\x12:\n\x08snapshot\x18\x01 \x01(\x0b\x32&.loramux.inference.v1.AdaptersSnapshotH\x00\x12\x33\n\x05\x65vent\x18\x02 \x01(\x0b\x32\".loramux.inference.v1.AdapterEventH\x00\x12\x14\n\x0cresume_token\x18\x03 \x01(\tB\x08\n\x06update\"\x8d\x01\n\x10\x41\x64\x61ptersSnapshot\x12/\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x1d.loramux.inference.v1.Adapter\x12\x34\n\x06\x61\x63tive\x18\x02 \x01(\x0b\x32$.loramux.inference.v1.ActiveAdapters\x12\x12\n\ngeneration\x18\x03 \x01(\x04\"\xee\x01\n\x0c\x41\x64\x61pterEvent\x12\x34\n\x04kind\x18\x01 \x01(\x0e\x32&.loramux.inference.v1.AdapterEventKind\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x07\x61\x64\x61pter\x18\x04 \x01(\x0b\x32\x1d.loramux.inference.v1.Adapter\x12\x34\n\x06\x61\x63tive\x18\x05 \x01(\x0b\x32$.loramux.inference.v1.ActiveAdapters*\x99\x02\n\x10\x41\x64\x61pterEventKind\x12\"\n\x1e\x41\x44\x41PTER_EVENT_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x41\x44\x41PTER_EVENT_KIND_LOADED\x10\x01\x12\x1f\n\x1b\x41\x44\x41PTER_EVENT_KIND_REPLACED\x10\x02\x12\x1f\n\x1b\x41\x44\x41PTER_EVENT_KIND_UNLOADED\x10\x03\x12\x1e\n\x1a\x41\x44\x41PTER_EVENT_KIND_EVICTED\x10\x04\x12 \n\x1c\x41\x44\x41PTER_EVENT_KIND_ACTIVATED\x10\x05\x12\x1d\n\x19\x41\x44\x41PTER_EVENT_KIND_PINNED\x10\x06\x12\x1f\n\x1b\x41\x44\x41PTER_EVENT_KIND_UNPINNED\x10\x07\x32\xf0\x06\n\x0e\x41\x64\x61pterService\x12V\n\x0bLoadAdapter\x12(.loramux.inference.v1.LoadAdapterRequest\x1a\x1d.loramux.inference.v1.Adapter\x12Z\n\rUnloadAdapter\x12*.loramux.inference.v1.UnloadAdapterRequest\x1a\x1d.loramux.inference.v1.Adapter\x12T\n\nPinAdapter\x12\'.loramux.inference.v1.PinAdapterRequest\x1a\x1d.loramux.inference.v1.Adapter\x12X\n\x0cUnpinAdapter\x12).loramux.inference.v1.UnpinAdapterRequest\x1a\x1d.loramux.inference.v1.Adapter\x12T\n\nGetAdapter\x12\'.loramux.inference.v1.GetAdapterRequest\x1a\x1d.loramux.inference.v1.Adapter\x12\x65\n\x0cListAdapters\x12).loramux.inference.v1.ListAdaptersRequest\x1a*.loramux.inference.v1.ListAdaptersResponse\x12g\n\x10\x41\x63tivateAdapters\x12-.loramux.inference.v1.ActivateAdaptersRequest\x1a$.loramux.inference.v1.ActiveAdapters\x12h\n\rApplyOrdering\x12*.loramux.inference.v1.ApplyOrderingRequest\x1a+.loramux.inference.v1.ApplyOrderingResponse\x12j\n\rWatchAdapters\x12*.loramux.inference.v1.WatchAdaptersRequest\x1a+.loramux.inference.v1.WatchAdaptersResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADADAPTERREQUEST'].fields_by_name['adapter_id']._serialized_options = b'\272H4r220^[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?$'
   _globals['_LOADADAPTERREQUEST'].fields_by_name['source']._loaded_options = None
   _globals['_LOADADAPTERREQUEST'].fields_by_name['source']._serialized_options = b'\272H\007r\005\020\001\030\200 '
+  _globals['_LOADADAPTERREQUEST'].fields_by_name['expected_digest']._loaded_options = None
+  _globals['_LOADADAPTERREQUEST'].fields_by_name['expected_digest']._serialized_options = b'\272H\022r\0202\016^[0-9a-f]{64}$'
   _globals['_UNLOADADAPTERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_UNLOADADAPTERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\032r\0302\026^adapters/[^/]{1,128}$'
+  _globals['_UNLOADADAPTERREQUEST'].fields_by_name['expected_digest']._loaded_options = None
+  _globals['_UNLOADADAPTERREQUEST'].fields_by_name['expected_digest']._serialized_options = b'\272H\022r\0202\016^[0-9a-f]{64}$'
+  _globals['_PINADAPTERREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_PINADAPTERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\032r\0302\026^adapters/[^/]{1,128}$'
+  _globals['_UNPINADAPTERREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_UNPINADAPTERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\032r\0302\026^adapters/[^/]{1,128}$'
   _globals['_GETADAPTERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETADAPTERREQUEST'].fields_by_name['name']._serialized_options = b'\272H\032r\0302\026^adapters/[^/]{1,128}$'
   _globals['_LISTADAPTERSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -51,22 +60,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPLYORDERINGREQUEST'].fields_by_name['ordering']._serialized_options = b'\272H\033r\0312\027^orderings/[^/]{1,128}$'
   _globals['_APPLYORDERINGREQUEST'].fields_by_name['adapter_model_id']._loaded_options = None
   _globals['_APPLYORDERINGREQUEST'].fields_by_name['adapter_model_id']._serialized_options = b'\272H\007r\005\020\001\030\200 '
-  _globals['_LOADADAPTERREQUEST']._serialized_start=134
-  _globals['_LOADADAPTERREQUEST']._serialized_end=276
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=278
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=345
-  _globals['_GETADAPTERREQUEST']._serialized_start=347
-  _globals['_GETADAPTERREQUEST']._serialized_end=411
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=413
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=492
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=495
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=645
-  _globals['_ACTIVATEADAPTERSREQUEST']._serialized_start=647
-  _globals['_ACTIVATEADAPTERSREQUEST']._serialized_end=739
-  _globals['_APPLYORDERINGREQUEST']._serialized_start=742
-  _globals['_APPLYORDERINGREQUEST']._serialized_end=903
-  _globals['_APPLYORDERINGRESPONSE']._serialized_start=906
-  _globals['_APPLYORDERINGRESPONSE']._serialized_end=1050
-  _globals['_ADAPTERSERVICE']._serialized_start=1053
-  _globals['_ADAPTERSERVICE']._serialized_end=1649
+  _globals['_WATCHADAPTERSREQUEST'].fields_by_name['resume_token']._loaded_options = None
+  _globals['_WATCHADAPTERSREQUEST'].fields_by_name['resume_token']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
+  _globals['_ADAPTEREVENTKIND']._serialized_start=2223
+  _globals['_ADAPTEREVENTKIND']._serialized_end=2504
+  _globals['_LOADADAPTERREQUEST']._serialized_start=167
+  _globals['_LOADADAPTERREQUEST']._serialized_end=398
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=401
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=541
+  _globals['_PINADAPTERREQUEST']._serialized_start=543
+  _globals['_PINADAPTERREQUEST']._serialized_end=607
+  _globals['_UNPINADAPTERREQUEST']._serialized_start=609
+  _globals['_UNPINADAPTERREQUEST']._serialized_end=675
+  _globals['_GETADAPTERREQUEST']._serialized_start=677
+  _globals['_GETADAPTERREQUEST']._serialized_end=741
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=743
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=822
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=825
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1033
+  _globals['_FOLLOWEDORDERING']._serialized_start=1036
+  _globals['_FOLLOWEDORDERING']._serialized_end=1179
+  _globals['_ACTIVATEADAPTERSREQUEST']._serialized_start=1181
+  _globals['_ACTIVATEADAPTERSREQUEST']._serialized_end=1273
+  _globals['_APPLYORDERINGREQUEST']._serialized_start=1276
+  _globals['_APPLYORDERINGREQUEST']._serialized_end=1437
+  _globals['_APPLYORDERINGRESPONSE']._serialized_start=1440
+  _globals['_APPLYORDERINGRESPONSE']._serialized_end=1584
+  _globals['_WATCHADAPTERSREQUEST']._serialized_start=1586
+  _globals['_WATCHADAPTERSREQUEST']._serialized_end=1664
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_start=1667
+  _globals['_WATCHADAPTERSRESPONSE']._serialized_end=1835
+  _globals['_ADAPTERSSNAPSHOT']._serialized_start=1838
+  _globals['_ADAPTERSSNAPSHOT']._serialized_end=1979
+  _globals['_ADAPTEREVENT']._serialized_start=1982
+  _globals['_ADAPTEREVENT']._serialized_end=2220
+  _globals['_ADAPTERSERVICE']._serialized_start=2507
+  _globals['_ADAPTERSERVICE']._serialized_end=3387
 # @@protoc_insertion_point(module_scope)

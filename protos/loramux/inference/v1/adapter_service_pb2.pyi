@@ -6,7 +6,9 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from loramux.inference.v1 import adapter_pb2 as _adapter_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +21,50 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AdapterEventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AdapterEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AdapterEventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ADAPTER_EVENT_KIND_UNSPECIFIED: _AdapterEventKind.ValueType  # 0
+    """Never sent."""
+    ADAPTER_EVENT_KIND_LOADED: _AdapterEventKind.ValueType  # 1
+    """It became resident."""
+    ADAPTER_EVENT_KIND_REPLACED: _AdapterEventKind.ValueType  # 2
+    """Another version took its name, or an ordering took it over."""
+    ADAPTER_EVENT_KIND_UNLOADED: _AdapterEventKind.ValueType  # 3
+    """It was taken away on request."""
+    ADAPTER_EVENT_KIND_EVICTED: _AdapterEventKind.ValueType  # 4
+    """It was taken away to make room."""
+    ADAPTER_EVENT_KIND_ACTIVATED: _AdapterEventKind.ValueType  # 5
+    """The active default changed."""
+    ADAPTER_EVENT_KIND_PINNED: _AdapterEventKind.ValueType  # 6
+    """It was pinned."""
+    ADAPTER_EVENT_KIND_UNPINNED: _AdapterEventKind.ValueType  # 7
+    """It was unpinned."""
+
+class AdapterEventKind(_AdapterEventKind, metaclass=_AdapterEventKindEnumTypeWrapper):
+    """What happened to an adapter."""
+
+ADAPTER_EVENT_KIND_UNSPECIFIED: AdapterEventKind.ValueType  # 0
+"""Never sent."""
+ADAPTER_EVENT_KIND_LOADED: AdapterEventKind.ValueType  # 1
+"""It became resident."""
+ADAPTER_EVENT_KIND_REPLACED: AdapterEventKind.ValueType  # 2
+"""Another version took its name, or an ordering took it over."""
+ADAPTER_EVENT_KIND_UNLOADED: AdapterEventKind.ValueType  # 3
+"""It was taken away on request."""
+ADAPTER_EVENT_KIND_EVICTED: AdapterEventKind.ValueType  # 4
+"""It was taken away to make room."""
+ADAPTER_EVENT_KIND_ACTIVATED: AdapterEventKind.ValueType  # 5
+"""The active default changed."""
+ADAPTER_EVENT_KIND_PINNED: AdapterEventKind.ValueType  # 6
+"""It was pinned."""
+ADAPTER_EVENT_KIND_UNPINNED: AdapterEventKind.ValueType  # 7
+"""It was unpinned."""
+Global___AdapterEventKind: _TypeAlias = AdapterEventKind  # noqa: Y015
+
 @_typing.final
 class LoadAdapterRequest(_message.Message):
     """Request of LoadAdapter."""
@@ -28,30 +74,68 @@ class LoadAdapterRequest(_message.Message):
     ADAPTER_ID_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     REPLACE_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
     adapter_id: _builtins.str
     """The name to select it by."""
     source: _builtins.str
     """A folder inside the allowed roots, or a hub id, optionally `@revision`."""
     replace: _builtins.bool
     """Replace a resident adapter of this name."""
+    expected_digest: _builtins.str
+    """With `replace`: only if the resident adapter has this digest."""
+    pinned: _builtins.bool
+    """Pin it: it is never evicted. A replaced adapter that was pinned stays pinned."""
     def __init__(
         self,
         *,
         adapter_id: _builtins.str = ...,
         source: _builtins.str = ...,
         replace: _builtins.bool = ...,
+        expected_digest: _builtins.str | None = ...,
+        pinned: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_digest", b"_expected_digest", "expected_digest", b"expected_digest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_id", b"adapter_id", "replace", b"replace", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_digest", b"_expected_digest", "adapter_id", b"adapter_id", "expected_digest", b"expected_digest", "pinned", b"pinned", "replace", b"replace", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_digest: _TypeAlias = _typing.Literal["expected_digest"]  # noqa: Y015
+    _WhichOneofArgType__expected_digest: _TypeAlias = _typing.Literal["_expected_digest", b"_expected_digest"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_digest) -> _WhichOneofReturnType__expected_digest | None: ...
 
 Global___LoadAdapterRequest: _TypeAlias = LoadAdapterRequest  # noqa: Y015
 
 @_typing.final
 class UnloadAdapterRequest(_message.Message):
     """Request of UnloadAdapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EXPECTED_DIGEST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`adapters/{adapter}`."""
+    expected_digest: _builtins.str
+    """Only if the resident adapter has this digest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        expected_digest: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_digest", b"_expected_digest", "expected_digest", b"expected_digest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_digest", b"_expected_digest", "expected_digest", b"expected_digest", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_digest: _TypeAlias = _typing.Literal["expected_digest"]  # noqa: Y015
+    _WhichOneofArgType__expected_digest: _TypeAlias = _typing.Literal["_expected_digest", b"_expected_digest"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_digest) -> _WhichOneofReturnType__expected_digest | None: ...
+
+Global___UnloadAdapterRequest: _TypeAlias = UnloadAdapterRequest  # noqa: Y015
+
+@_typing.final
+class PinAdapterRequest(_message.Message):
+    """Request of PinAdapter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -69,7 +153,29 @@ class UnloadAdapterRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UnloadAdapterRequest: _TypeAlias = UnloadAdapterRequest  # noqa: Y015
+Global___PinAdapterRequest: _TypeAlias = PinAdapterRequest  # noqa: Y015
+
+@_typing.final
+class UnpinAdapterRequest(_message.Message):
+    """Request of UnpinAdapter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`adapters/{adapter}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpinAdapterRequest: _TypeAlias = UnpinAdapterRequest  # noqa: Y015
 
 @_typing.final
 class GetAdapterRequest(_message.Message):
@@ -128,6 +234,7 @@ class ListAdaptersResponse(_message.Message):
     ADAPTERS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
+    FOLLOWED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty on the last page only."""
     @_builtins.property
@@ -138,20 +245,65 @@ class ListAdaptersResponse(_message.Message):
     def active(self) -> _adapter_pb2.ActiveAdapters:
         """The active default."""
 
+    @_builtins.property
+    def followed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FollowedOrdering]:
+        """The orderings that the service follows, as it was told when it started."""
+
     def __init__(
         self,
         *,
         adapters: _abc.Iterable[_adapter_pb2.Adapter] | None = ...,
         next_page_token: _builtins.str = ...,
         active: _adapter_pb2.ActiveAdapters | None = ...,
+        followed: _abc.Iterable[Global___FollowedOrdering] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "adapters", b"adapters", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "adapters", b"adapters", "followed", b"followed", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAdaptersResponse: _TypeAlias = ListAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class FollowedOrdering(_message.Message):
+    """An ordering that is applied again whenever it changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
+    LAST_SEEN_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    LAST_HEARD_TIME_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    """What is followed: `orderings/{ordering}` for the newest revision, or `orderings/{ordering}@{tag}`."""
+    applied: _builtins.str
+    """What is applied: `orderings/{ordering}@{revision}`; empty if nothing of it is."""
+    last_seen: _builtins.str
+    """The revision that the ordering service last named; another than `applied` if that could not be applied."""
+    problem: _builtins.str
+    """Why the last attempt to follow or to apply failed; empty if it did not."""
+    @_builtins.property
+    def last_heard_time(self) -> _timestamp_pb2.Timestamp:
+        """When the ordering service was last heard; not set if it never was."""
+
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        applied: _builtins.str = ...,
+        last_seen: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        last_heard_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_heard_time", b"last_heard_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "last_heard_time", b"last_heard_time", "last_seen", b"last_seen", "problem", b"problem", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FollowedOrdering: _TypeAlias = FollowedOrdering  # noqa: Y015
 
 @_typing.final
 class ActivateAdaptersRequest(_message.Message):
@@ -242,3 +394,141 @@ class ApplyOrderingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApplyOrderingResponse: _TypeAlias = ApplyOrderingResponse  # noqa: Y015
+
+@_typing.final
+class WatchAdaptersRequest(_message.Message):
+    """Request of WatchAdapters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """`resume_token` of the last response of an earlier watch. Not set: a snapshot comes first."""
+    def __init__(
+        self,
+        *,
+        resume_token: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resume_token", b"_resume_token", "resume_token", b"resume_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resume_token", b"_resume_token", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__resume_token: _TypeAlias = _typing.Literal["resume_token"]  # noqa: Y015
+    _WhichOneofArgType__resume_token: _TypeAlias = _typing.Literal["_resume_token", b"_resume_token"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resume_token) -> _WhichOneofReturnType__resume_token | None: ...
+
+Global___WatchAdaptersRequest: _TypeAlias = WatchAdaptersRequest  # noqa: Y015
+
+@_typing.final
+class WatchAdaptersResponse(_message.Message):
+    """Response of WatchAdapters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    resume_token: _builtins.str
+    """Resume after this response."""
+    @_builtins.property
+    def snapshot(self) -> Global___AdaptersSnapshot:
+        """Everything that is resident, by name; replaces what the client knew."""
+
+    @_builtins.property
+    def event(self) -> Global___AdapterEvent:
+        """One change."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Global___AdaptersSnapshot | None = ...,
+        event: Global___AdapterEvent | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "snapshot", b"snapshot", "update", b"update"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "resume_token", b"resume_token", "snapshot", b"snapshot", "update", b"update"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_update: _TypeAlias = _typing.Literal["snapshot", "event"]  # noqa: Y015
+    _WhichOneofArgType_update: _TypeAlias = _typing.Literal["update", b"update"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_update) -> _WhichOneofReturnType_update | None: ...
+
+Global___WatchAdaptersResponse: _TypeAlias = WatchAdaptersResponse  # noqa: Y015
+
+@_typing.final
+class AdaptersSnapshot(_message.Message):
+    """The resident adapters at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """The generation of the last change before the snapshot."""
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_adapter_pb2.Adapter]:
+        """By name."""
+
+    @_builtins.property
+    def active(self) -> _adapter_pb2.ActiveAdapters:
+        """The active default."""
+
+    def __init__(
+        self,
+        *,
+        adapters: _abc.Iterable[_adapter_pb2.Adapter] | None = ...,
+        active: _adapter_pb2.ActiveAdapters | None = ...,
+        generation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "adapters", b"adapters", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdaptersSnapshot: _TypeAlias = AdaptersSnapshot  # noqa: Y015
+
+@_typing.final
+class AdapterEvent(_message.Message):
+    """One change of what is resident or active."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    ACTIVE_FIELD_NUMBER: _builtins.int
+    kind: Global___AdapterEventKind.ValueType
+    """What happened."""
+    generation: _builtins.int
+    """Grows by one with every event since the service started."""
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """When it happened."""
+
+    @_builtins.property
+    def adapter(self) -> _adapter_pb2.Adapter:
+        """The adapter as it was after the change, or last was; not set for ACTIVATED."""
+
+    @_builtins.property
+    def active(self) -> _adapter_pb2.ActiveAdapters:
+        """For ACTIVATED: the new default."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___AdapterEventKind.ValueType = ...,
+        generation: _builtins.int = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        adapter: _adapter_pb2.Adapter | None = ...,
+        active: _adapter_pb2.ActiveAdapters | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "adapter", b"adapter", "event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "adapter", b"adapter", "event_time", b"event_time", "generation", b"generation", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdapterEvent: _TypeAlias = AdapterEvent  # noqa: Y015

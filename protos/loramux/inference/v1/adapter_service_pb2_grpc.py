@@ -50,6 +50,16 @@ class AdapterServiceStub:
                 request_serializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.UnloadAdapterRequest.SerializeToString,
                 response_deserializer=loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.FromString,
                 _registered_method=True)
+        self.PinAdapter = channel.unary_unary(
+                '/loramux.inference.v1.AdapterService/PinAdapter',
+                request_serializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.FromString,
+                _registered_method=True)
+        self.UnpinAdapter = channel.unary_unary(
+                '/loramux.inference.v1.AdapterService/UnpinAdapter',
+                request_serializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.UnpinAdapterRequest.SerializeToString,
+                response_deserializer=loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.FromString,
+                _registered_method=True)
         self.GetAdapter = channel.unary_unary(
                 '/loramux.inference.v1.AdapterService/GetAdapter',
                 request_serializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.GetAdapterRequest.SerializeToString,
@@ -70,6 +80,11 @@ class AdapterServiceStub:
                 request_serializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.ApplyOrderingRequest.SerializeToString,
                 response_deserializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.ApplyOrderingResponse.FromString,
                 _registered_method=True)
+        self.WatchAdapters = channel.unary_stream(
+                '/loramux.inference.v1.AdapterService/WatchAdapters',
+                request_serializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.WatchAdaptersRequest.SerializeToString,
+                response_deserializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.WatchAdaptersResponse.FromString,
+                _registered_method=True)
 
 
 class AdapterServiceServicer:
@@ -84,8 +99,10 @@ class AdapterServiceServicer:
         """Loads an adapter from a folder or the hub, checks that it fits the base model, and makes it selectable by name.
         INVALID_ARGUMENT if a file is malformed; FAILED_PRECONDITION if it does not fit the base model (rank, shapes, layers,
         base model id) or asks for something that is not supported; NOT_FOUND if it is not there; PERMISSION_DENIED if the path
-        is outside the allowed roots; ALREADY_EXISTS if the name is taken and `replace` is not set; RESOURCE_EXHAUSTED if a
-        limit on count, rank or bytes is reached; UNAVAILABLE if the hub cannot be reached.
+        is outside the allowed roots; ALREADY_EXISTS if the name is taken and `replace` is not set; ABORTED if the resident
+        adapter is not the one of `expected_digest`, or a file changed while it was read; RESOURCE_EXHAUSTED if a limit on count,
+        rank or bytes is reached and nothing may be evicted; UNAVAILABLE if the hub cannot be reached. Of several loads of one
+        name at once each takes effect whole, in some order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +110,22 @@ class AdapterServiceServicer:
 
     def UnloadAdapter(self, request, context):
         """Takes an adapter away from later requests; its memory returns when the last request that uses it ends.
-        NOT_FOUND if it is not loaded; FAILED_PRECONDITION if it is in the active default.
+        NOT_FOUND if it is not loaded; FAILED_PRECONDITION if it is in the active default; ABORTED if it is not the one of
+        `expected_digest`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinAdapter(self, request, context):
+        """Keeps an adapter from being evicted to make room; pinning it again changes nothing. NOT_FOUND if it is not loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinAdapter(self, request, context):
+        """Lets an adapter be evicted again; unpinning it again changes nothing. NOT_FOUND if it is not loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +163,16 @@ class AdapterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchAdapters(self, request, context):
+        """Sends what is resident now, then every change as it happens, until the client cancels. With a resume token of an
+        earlier watch only the changes since are sent, if the service still has them: else a snapshot comes first, which
+        replaces whatever the client knew. INVALID_ARGUMENT for a malformed token; RESOURCE_EXHAUSTED if the client does not
+        read the events as fast as they come: watch again with the last token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdapterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -142,6 +184,16 @@ def add_AdapterServiceServicer_to_server(servicer, server):
             'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
                     servicer.UnloadAdapter,
                     request_deserializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
+            ),
+            'PinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinAdapter,
+                    request_deserializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.FromString,
+                    response_serializer=loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
+            ),
+            'UnpinAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinAdapter,
+                    request_deserializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.UnpinAdapterRequest.FromString,
                     response_serializer=loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.SerializeToString,
             ),
             'GetAdapter': grpc.unary_unary_rpc_method_handler(
@@ -163,6 +215,11 @@ def add_AdapterServiceServicer_to_server(servicer, server):
                     servicer.ApplyOrdering,
                     request_deserializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.ApplyOrderingRequest.FromString,
                     response_serializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.ApplyOrderingResponse.SerializeToString,
+            ),
+            'WatchAdapters': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAdapters,
+                    request_deserializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.WatchAdaptersRequest.FromString,
+                    response_serializer=loramux_dot_inference_dot_v1_dot_adapter__service__pb2.WatchAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +280,60 @@ class AdapterService:
             target,
             '/loramux.inference.v1.AdapterService/UnloadAdapter',
             loramux_dot_inference_dot_v1_dot_adapter__service__pb2.UnloadAdapterRequest.SerializeToString,
+            loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.inference.v1.AdapterService/PinAdapter',
+            loramux_dot_inference_dot_v1_dot_adapter__service__pb2.PinAdapterRequest.SerializeToString,
+            loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loramux.inference.v1.AdapterService/UnpinAdapter',
+            loramux_dot_inference_dot_v1_dot_adapter__service__pb2.UnpinAdapterRequest.SerializeToString,
             loramux_dot_inference_dot_v1_dot_adapter__pb2.Adapter.FromString,
             options,
             channel_credentials,
@@ -332,6 +443,33 @@ class AdapterService:
             '/loramux.inference.v1.AdapterService/ApplyOrdering',
             loramux_dot_inference_dot_v1_dot_adapter__service__pb2.ApplyOrderingRequest.SerializeToString,
             loramux_dot_inference_dot_v1_dot_adapter__service__pb2.ApplyOrderingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/loramux.inference.v1.AdapterService/WatchAdapters',
+            loramux_dot_inference_dot_v1_dot_adapter__service__pb2.WatchAdaptersRequest.SerializeToString,
+            loramux_dot_inference_dot_v1_dot_adapter__service__pb2.WatchAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,13 +43,20 @@ class AdapterServiceStub:
     """Loads an adapter from a folder or the hub, checks that it fits the base model, and makes it selectable by name.
     INVALID_ARGUMENT if a file is malformed; FAILED_PRECONDITION if it does not fit the base model (rank, shapes, layers,
     base model id) or asks for something that is not supported; NOT_FOUND if it is not there; PERMISSION_DENIED if the path
-    is outside the allowed roots; ALREADY_EXISTS if the name is taken and `replace` is not set; RESOURCE_EXHAUSTED if a
-    limit on count, rank or bytes is reached; UNAVAILABLE if the hub cannot be reached.
+    is outside the allowed roots; ALREADY_EXISTS if the name is taken and `replace` is not set; ABORTED if the resident
+    adapter is not the one of `expected_digest`, or a file changed while it was read; RESOURCE_EXHAUSTED if a limit on count,
+    rank or bytes is reached and nothing may be evicted; UNAVAILABLE if the hub cannot be reached. Of several loads of one
+    name at once each takes effect whole, in some order.
     """
     UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.UnloadAdapterRequest, _adapter_pb2.Adapter]
     """Takes an adapter away from later requests; its memory returns when the last request that uses it ends.
-    NOT_FOUND if it is not loaded; FAILED_PRECONDITION if it is in the active default.
+    NOT_FOUND if it is not loaded; FAILED_PRECONDITION if it is in the active default; ABORTED if it is not the one of
+    `expected_digest`.
     """
+    PinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.PinAdapterRequest, _adapter_pb2.Adapter]
+    """Keeps an adapter from being evicted to make room; pinning it again changes nothing. NOT_FOUND if it is not loaded."""
+    UnpinAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.UnpinAdapterRequest, _adapter_pb2.Adapter]
+    """Lets an adapter be evicted again; unpinning it again changes nothing. NOT_FOUND if it is not loaded."""
     GetAdapter: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.GetAdapterRequest, _adapter_pb2.Adapter]
     """Returns one adapter. NOT_FOUND if it is not loaded."""
     ListAdapters: _grpc.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAdaptersRequest, _adapter_service_pb2.ListAdaptersResponse]
@@ -64,6 +71,12 @@ class AdapterServiceStub:
     """Fetches an ordering from the ordering service, loads what it names, and activates it, all at once or not at all.
     NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it does not fit the base model or its adapters;
     UNAVAILABLE if the ordering service cannot be reached (what was applied before keeps working); otherwise as LoadAdapter.
+    """
+    WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapter_service_pb2.WatchAdaptersRequest, _adapter_service_pb2.WatchAdaptersResponse]
+    """Sends what is resident now, then every change as it happens, until the client cancels. With a resume token of an
+    earlier watch only the changes since are sent, if the service still has them: else a snapshot comes first, which
+    replaces whatever the client knew. INVALID_ARGUMENT for a malformed token; RESOURCE_EXHAUSTED if the client does not
+    read the events as fast as they come: watch again with the last token.
     """
 
 @_typing.type_check_only
@@ -80,13 +93,20 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """Loads an adapter from a folder or the hub, checks that it fits the base model, and makes it selectable by name.
     INVALID_ARGUMENT if a file is malformed; FAILED_PRECONDITION if it does not fit the base model (rank, shapes, layers,
     base model id) or asks for something that is not supported; NOT_FOUND if it is not there; PERMISSION_DENIED if the path
-    is outside the allowed roots; ALREADY_EXISTS if the name is taken and `replace` is not set; RESOURCE_EXHAUSTED if a
-    limit on count, rank or bytes is reached; UNAVAILABLE if the hub cannot be reached.
+    is outside the allowed roots; ALREADY_EXISTS if the name is taken and `replace` is not set; ABORTED if the resident
+    adapter is not the one of `expected_digest`, or a file changed while it was read; RESOURCE_EXHAUSTED if a limit on count,
+    rank or bytes is reached and nothing may be evicted; UNAVAILABLE if the hub cannot be reached. Of several loads of one
+    name at once each takes effect whole, in some order.
     """
     UnloadAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UnloadAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
     """Takes an adapter away from later requests; its memory returns when the last request that uses it ends.
-    NOT_FOUND if it is not loaded; FAILED_PRECONDITION if it is in the active default.
+    NOT_FOUND if it is not loaded; FAILED_PRECONDITION if it is in the active default; ABORTED if it is not the one of
+    `expected_digest`.
     """
+    PinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.PinAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
+    """Keeps an adapter from being evicted to make room; pinning it again changes nothing. NOT_FOUND if it is not loaded."""
+    UnpinAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.UnpinAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
+    """Lets an adapter be evicted again; unpinning it again changes nothing. NOT_FOUND if it is not loaded."""
     GetAdapter: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.GetAdapterRequest, _adapter_pb2.Adapter]  # type: ignore[assignment]
     """Returns one adapter. NOT_FOUND if it is not loaded."""
     ListAdapters: _aio.UnaryUnaryMultiCallable[_adapter_service_pb2.ListAdaptersRequest, _adapter_service_pb2.ListAdaptersResponse]  # type: ignore[assignment]
@@ -101,6 +121,12 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """Fetches an ordering from the ordering service, loads what it names, and activates it, all at once or not at all.
     NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it does not fit the base model or its adapters;
     UNAVAILABLE if the ordering service cannot be reached (what was applied before keeps working); otherwise as LoadAdapter.
+    """
+    WatchAdapters: _aio.UnaryStreamMultiCallable[_adapter_service_pb2.WatchAdaptersRequest, _adapter_service_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
+    """Sends what is resident now, then every change as it happens, until the client cancels. With a resume token of an
+    earlier watch only the changes since are sent, if the service still has them: else a snapshot comes first, which
+    replaces whatever the client knew. INVALID_ARGUMENT for a malformed token; RESOURCE_EXHAUSTED if the client does not
+    read the events as fast as they come: watch again with the last token.
     """
 
 class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -120,8 +146,10 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Loads an adapter from a folder or the hub, checks that it fits the base model, and makes it selectable by name.
         INVALID_ARGUMENT if a file is malformed; FAILED_PRECONDITION if it does not fit the base model (rank, shapes, layers,
         base model id) or asks for something that is not supported; NOT_FOUND if it is not there; PERMISSION_DENIED if the path
-        is outside the allowed roots; ALREADY_EXISTS if the name is taken and `replace` is not set; RESOURCE_EXHAUSTED if a
-        limit on count, rank or bytes is reached; UNAVAILABLE if the hub cannot be reached.
+        is outside the allowed roots; ALREADY_EXISTS if the name is taken and `replace` is not set; ABORTED if the resident
+        adapter is not the one of `expected_digest`, or a file changed while it was read; RESOURCE_EXHAUSTED if a limit on count,
+        rank or bytes is reached and nothing may be evicted; UNAVAILABLE if the hub cannot be reached. Of several loads of one
+        name at once each takes effect whole, in some order.
         """
 
     @_abc_1.abstractmethod
@@ -131,8 +159,25 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
         """Takes an adapter away from later requests; its memory returns when the last request that uses it ends.
-        NOT_FOUND if it is not loaded; FAILED_PRECONDITION if it is in the active default.
+        NOT_FOUND if it is not loaded; FAILED_PRECONDITION if it is in the active default; ABORTED if it is not the one of
+        `expected_digest`.
         """
+
+    @_abc_1.abstractmethod
+    def PinAdapter(
+        self,
+        request: _adapter_service_pb2.PinAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
+        """Keeps an adapter from being evicted to make room; pinning it again changes nothing. NOT_FOUND if it is not loaded."""
+
+    @_abc_1.abstractmethod
+    def UnpinAdapter(
+        self,
+        request: _adapter_service_pb2.UnpinAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_adapter_pb2.Adapter, _abc.Awaitable[_adapter_pb2.Adapter]]:
+        """Lets an adapter be evicted again; unpinning it again changes nothing. NOT_FOUND if it is not loaded."""
 
     @_abc_1.abstractmethod
     def GetAdapter(
@@ -171,6 +216,18 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Fetches an ordering from the ordering service, loads what it names, and activates it, all at once or not at all.
         NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it does not fit the base model or its adapters;
         UNAVAILABLE if the ordering service cannot be reached (what was applied before keeps working); otherwise as LoadAdapter.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAdapters(
+        self,
+        request: _adapter_service_pb2.WatchAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_adapter_service_pb2.WatchAdaptersResponse], _abc.AsyncIterator[_adapter_service_pb2.WatchAdaptersResponse]]:
+        """Sends what is resident now, then every change as it happens, until the client cancels. With a resume token of an
+        earlier watch only the changes since are sent, if the service still has them: else a snapshot comes first, which
+        replaces whatever the client knew. INVALID_ARGUMENT for a malformed token; RESOURCE_EXHAUSTED if the client does not
+        read the events as fast as they come: watch again with the last token.
         """
 
 def add_AdapterServiceServicer_to_server(servicer: AdapterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
