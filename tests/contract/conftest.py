@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import URL
 
 from ordering_svc.persistence.sql_store import SqlStore
 from ordering_svc.persistence.store import OrderingStore
 from tests.contract.ordering_store_fake import DictionaryStore
+from tests.databases import DATABASES, database_url
 
 
-@pytest.fixture(params=["dictionary", "sqlite"])
+@pytest.fixture(params=["dictionary", *DATABASES])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OrderingStore]:
     """An empty store of each kind."""
-    made: OrderingStore
     if request.param == "dictionary":
-        made = DictionaryStore()
-    else:
-        made = SqlStore(URL.create("sqlite", database=str(tmp_path / "orderings.sqlite3")))
-    yield made
-    made.close()
+        yield DictionaryStore()
+        return
+    with database_url(request.param, tmp_path) as url:
+        made = SqlStore(url)
+        yield made
+        made.close()
