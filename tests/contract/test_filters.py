@@ -17,7 +17,7 @@ from ordering_svc.domain.filtering import (
     Operator,
     passes,
 )
-from ordering_svc.domain.ordering import AdapterKind, OrderingMetadata, Provenance
+from ordering_svc.domain.ordering import AdapterKind, Ordering, OrderingMetadata, Provenance
 from ordering_svc.domain.sorting import SortField, SortOrder
 from ordering_svc.persistence.store import ListQuery, NewFile, OrderingStore
 
@@ -117,7 +117,7 @@ def test_pages_in_every_order_miss_nothing(filled: OrderingStore, field: SortFie
     everything = filled.list_orderings(ListQuery(order=order), 10, MANY).orderings
     assert len(everything) == len(ORDERINGS)
     assert list(everything) == sorted(everything, key=order.key_of, reverse=is_descending)
-    paged = []
+    paged: list[Ordering] = []
     after = None
     for _ in ORDERINGS:
         page = filled.list_orderings(ListQuery(order=order, after=after), 1, MANY)
