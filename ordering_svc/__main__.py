@@ -35,6 +35,9 @@ def run(
     model_root: Annotated[
         list[Path] | None, typer.Option(help="Folder that models may be read from; repeatable.")
     ] = None,
+    adapter_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder that adapters may be read from, to judge orderings; repeatable.")
+    ] = None,
     hub_endpoint: Annotated[str | None, typer.Option(help="The hub to ask. [that of HF_ENDPOINT]")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console. [auto]")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error. [info]")] = None,
@@ -53,6 +56,7 @@ def run(
         "insecure": insecure,
         "port_file": port_file,
         "model_roots": tuple(model_root) if model_root else None,
+        "adapter_roots": tuple(adapter_root) if adapter_root else None,
         "hub_endpoint": hub_endpoint,
         "log_format": log_format,
         "log_level": log_level,

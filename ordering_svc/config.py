@@ -33,6 +33,7 @@ class Config(BaseSettings):
     insecure: bool = False
     port_file: Path | None = None
     model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    adapter_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     hub_endpoint: str | None = Field(None, min_length=1)  # without it that of HF_ENDPOINT
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -43,7 +44,7 @@ class Config(BaseSettings):
     watch_poll_seconds: float = Field(0.2, gt=0, le=60)  # how soon a watch sees what another process wrote
     watch_heartbeat_seconds: float = Field(15.0, gt=0, le=3600)  # how long a watch is silent when nothing happens
 
-    @field_validator("model_roots", mode="before")
+    @field_validator("model_roots", "adapter_roots", mode="before")
     @classmethod
     def _from_a_path_list(cls, value: object) -> object:
         """A variable holds several folders with commas between them."""
@@ -54,7 +55,7 @@ class Config(BaseSettings):
     def _with_home(cls, value: Path | None) -> Path | None:
         return value.expanduser() if value is not None else None
 
-    @field_validator("model_roots")
+    @field_validator("model_roots", "adapter_roots")
     @classmethod
     def _are_folders(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         roots = tuple(root.expanduser() for root in value)

@@ -10,8 +10,9 @@ from ordering_svc.domain.generation import generate
 from ordering_svc.domain.ordering import AdapterKind, OrderingDocument
 from ordering_svc.domain.ordering_json import render_file
 from ordering_svc.domain.problems import Problem
-from ordering_svc.domain.validation import Expectations, validate_document, validate_file
+from ordering_svc.domain.validation import Expectations, validate_document
 from ordering_svc.errors import InvalidValue
+from ordering_svc.judge import Against, Judge
 from ordering_svc.model_config.model import Model
 from ordering_svc.model_config.reader import ModelSource
 from ordering_svc.persistence.store import OrderingStore
@@ -53,17 +54,16 @@ class ValidationRequest:
     """What to judge, and against what."""
 
     source: Judged
-    kind: AdapterKind | None  # None: a stored ordering's own
-    model: ModelSource | None
-    quantized_architecture: str
+    against: Against  # what it leaves open is a stored ordering's own
 
 
 class Orderings(StoredOrderings):
     """All use cases: those over a store, and those that also read models."""
 
-    def __init__(self, store: OrderingStore, models: ReadsModels, service_version: str) -> None:
+    def __init__(self, store: OrderingStore, models: ReadsModels, judge: Judge, service_version: str) -> None:
         super().__init__(store, service_version)
         self._models = models
+        self._judge = judge
 
     def generate(self, request: GenerationRequest) -> Generated:
         """Make a document; nothing is stored.
@@ -87,15 +87,13 @@ class Orderings(StoredOrderings):
             InvalidName, OrderingNotFound, RevisionNotFound: of a stored ordering.
             InvalidRequest, ModelNotFound, PathNotAllowed, HubUnavailable: of the model.
         """
-        structure = None if request.model is None else self._models.read(request.model).structure
-        kind = request.kind or AdapterKind.UNSPECIFIED
-        expectations = Expectations(kind, structure, request.quantized_architecture)
-        match request.source:
-            case str(name):
-                stored = self.get(name)
-                own = expectations if request.kind is not None else replace(expectations, kind=stored.metadata.kind)
-                return validate_file(stored.revision.file, own)
-            case bytes(file):
-                return validate_file(file, expectations)
-            case document:
-                return validate_document(document, expectations)
+        if not isinstance(request.source, str):
+            return self._judge.problems(request.source, request.against)
+        stored, against = self.get(request.source), request.against
+        metadata = stored.metadata
+        own = replace(
+            against,
+            kind=metadata.kind if against.kind is AdapterKind.UNSPECIFIED else against.kind,
+            adapter_model_id=against.adapter_model_id or metadata.adapter_model_id,
+        )
+        return self._judge.problems(stored.revision.file, own)

@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from loramux.ordering.v1 import ordering_service_pb2, ordering_service_pb2_grpc
 from ordering_svc.config import UNIX_SCHEMES, Config
 from ordering_svc.errors import CannotStart
+from ordering_svc.judge import Judge
 from ordering_svc.model_config.reader import ModelReader
 from ordering_svc.orderings import Orderings
 from ordering_svc.persistence.sql_store import SqlStore
@@ -53,7 +54,9 @@ class OrderingServer:
         self._health = health.aio.HealthServicer()
         self._storage = ThreadPoolExecutor(config.storage_threads, thread_name_prefix="storage")
         self._models = ThreadPoolExecutor(config.model_threads, thread_name_prefix="models")
-        orderings = Orderings(store, ModelReader(config.model_roots, config.hub_endpoint), version("loramux"))
+        models = ModelReader(config.model_roots, config.hub_endpoint)
+        judge = Judge(models, config.model_roots, config.adapter_roots)
+        orderings = Orderings(store, models, judge, version("loramux"))
         self._server = grpc.aio.server(interceptors=[ContractInterceptor(_request_types())], options=SERVER_OPTIONS)
         self._servicer = OrderingServicer(
             orderings,

@@ -96,4 +96,104 @@ CODES: Mapping[str, Meaning] = {
     ),
     "PRELOAD_DUPLICATE": Meaning("An adapter is in preload_adapters more than once.", "Keep one of the entries."),
     "PRELOAD_PLACE_EMPTY": Meaning("An adapter to preload has no place.", "Write a folder or a hub id."),
+    # The checkpoint of the base model
+    "CHECKPOINT_UNREADABLE": Meaning(
+        "The header of the base model's checkpoint cannot be read.", "Fetch the file again; it may be cut short."
+    ),
+    "LAYER_NOT_IN_CHECKPOINT": Meaning(
+        "A layer has no weight in the checkpoint.", "Check that the ordering is for this model, and generate it again."
+    ),
+    "LAYER_NOT_A_MATRIX": Meaning(
+        "The weight of a layer is no matrix, so no LoRA can sit on it.", "Remove the layer and generate the file again."
+    ),
+    "BASE_MODEL_ID_MISMATCH": Meaning(
+        "The adapters, the X-LoRA or the model given are of another base model.",
+        "Write the model that they were trained on; mistral.rs and Loramux load them for that one only.",
+    ),
+    "XLORA_BASE_LOW_BITS": Meaning(
+        "The base of an X-LoRA has less than 5 bits a weight.", "Use a base with 8 bits, for instance Q8_0."
+    ),
+    # Adapters
+    "ADAPTER_NOT_CHECKED": Meaning(
+        "An adapter could not be looked at: it is not on this machine, or nobody said where it is.",
+        "Give the folder that holds it, or check it where it is.",
+    ),
+    "ADAPTER_FILE_MISSING": Meaning(
+        "A file or folder of an adapter is not there.", "Correct the name or the place, or put the file there."
+    ),
+    "ADAPTER_FILE_MALFORMED": Meaning(
+        "A file of an adapter is not what its name says.", "Save the adapter again, or fetch the file again."
+    ),
+    "ADAPTER_FILE_OUTSIDE": Meaning(
+        "An adapter is outside the folders that may be read.",
+        "Move it into one of them, or start the service with --adapter-root.",
+    ),
+    "ADAPTER_CONFIG_INVALID": Meaning("A value of an adapter's config makes no sense.", "Correct adapter_config.json."),
+    "ADAPTER_TYPE_WRONG": Meaning("An adapter is no LoRA.", "Name LoRA adapters only."),
+    "ADAPTER_BEYOND_PLAIN_LORA": Meaning(
+        "An adapter uses more than plain LoRA.", "Nothing for Loramux where it loads; do not serve it with mistral.rs."
+    ),
+    "ADAPTER_TARGETS_NOT_A_LIST": Meaning(
+        "The target_modules of an adapter are no list.", "Write a list of names if mistral.rs has to read it."
+    ),
+    "ADAPTER_TARGETS_DIFFER": Meaning(
+        "The adapters have different target modules.", "Nothing for Loramux; mistral.rs needs the same in all of them."
+    ),
+    "ADAPTER_STRAY_FILE": Meaning(
+        "The folder of an adapter holds other files.", "Move them away if mistral.rs has to read the folder."
+    ),
+    "ADAPTER_TENSOR_UNKNOWN": Meaning("An adapter has tensors that are not LoRA.", "Save the adapter with PEFT."),
+    "ADAPTER_TENSOR_DTYPE": Meaning(
+        "An adapter has tensors that are not floating point.", "Save the adapter in float32, float16 or bfloat16."
+    ),
+    "ADAPTER_TENSOR_SHAPE": Meaning("An adapter's tensors do not fit each other.", "Save the adapter again."),
+    "ADAPTER_TENSOR_UNPAIRED": Meaning("An adapter lacks lora_A or lora_B of a layer.", "Save the adapter again."),
+    "ADAPTER_RANK_MISMATCH": Meaning(
+        "An adapter's tensors have another rank than its config says.", "Use the config that it was trained with."
+    ),
+    "ADAPTER_SHAPE_MISMATCH": Meaning(
+        "An adapter's tensors do not fit the base model.", "Use the base model that the adapter was trained on."
+    ),
+    "ADAPTER_LAYER_UNKNOWN": Meaning(
+        "An adapter changes layers that the base model lacks.", "Use the base model that the adapter was trained on."
+    ),
+    "ADAPTER_LAYER_NOT_IN_ORDERING": Meaning(
+        "An adapter changes layers that layers does not name.",
+        "Generate the file again with the adapter's target modules.",
+    ),
+    "LAYER_NOT_IN_ANY_ADAPTER": Meaning(
+        "A layer has no adapter.", "Generate the file again with the target modules of the adapters."
+    ),
+    "LAYER_NOT_IN_EVERY_ADAPTER": Meaning(
+        "A layer is changed by some adapters only.", "Check that this was meant: the others leave the layer as it is."
+    ),
+    # The classifier
+    "XLORA_CONFIG_INVALID": Meaning("A value of the X-LoRA's config makes no sense.", "Correct the config."),
+    "XLORA_ORDER_DIFFERS": Meaning(
+        "The X-LoRA was trained with other adapters, or in another order.", "Write order as in the training."
+    ),
+    "XLORA_HIDDEN_SIZE": Meaning(
+        "The X-LoRA is for another hidden size.", "Use the base model that the X-LoRA was trained on."
+    ),
+    "XLORA_FILES_UNUSED": Meaning(
+        "The ordering says LoRA, but at its place is an X-LoRA.", "Set the kind to xlora, or name another place."
+    ),
+    "CLASSIFIER_LAYERS_LOST": Meaning(
+        "PEFT lost layers of the classifier when it saved them.",
+        "Take the classifier from the training run; what is left would be filled up with random numbers.",
+    ),
+    "CLASSIFIER_TENSORS_WRONG": Meaning(
+        "The classifier lacks tensors, or has others.", "Use the config and the classifier of one training run."
+    ),
+    "CLASSIFIER_SHAPE": Meaning(
+        "The layers of the classifier do not fit.", "Use the config and the classifier of one training run."
+    ),
+    "CLASSIFIER_ROWS": Meaning(
+        "The classifier is for another number of adapters or layers.",
+        "Name all adapters of the training in order, and generate layers with its target modules.",
+    ),
+    "CLASSIFIER_INDEX_TRAP": Meaning(
+        "The numbers or sizes of the classifier's layers trip some readers.",
+        "Check enable_relu_and_dropout against the training; Loramux goes by the order of the layers.",
+    ),
 }

@@ -6,7 +6,11 @@ import itertools
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
-from ordering_svc.domain.architectures import ModelStructure
+from ordering_svc.domain.adapter_validation import adapter_problems
+from ordering_svc.domain.architectures import QUANTIZED_LAYERS, ModelStructure
+from ordering_svc.domain.checkpoint_validation import base_model_problems, checkpoint_problems
+from ordering_svc.domain.classifier_validation import classifier_problems
+from ordering_svc.domain.headers import AdapterHeaders, CheckpointHeader, FileFault
 from ordering_svc.domain.layer_validation import layer_problems
 from ordering_svc.domain.ordering import (
     DOCUMENT_KEYS,
@@ -28,6 +32,17 @@ class Expectations:
     kind: AdapterKind = AdapterKind.UNSPECIFIED
     structure: ModelStructure | None = None  # of the base model, where it is known
     quantized_architecture: str = ""  # a key of QUANTIZED_LAYERS, or nothing
+    model_id: str = ""  # of the base model, if a hub id names it
+    checkpoint: CheckpointHeader | FileFault | None = None  # of the base model, where there is one
+    adapters: AdapterHeaders | None = None  # what is at the places of the adapters, if they are looked at
+
+    @property
+    def quantized_list(self) -> str:
+        """Whose list of layers for quantized bases applies: the one asked for, or that of a quantized checkpoint."""
+        is_quantized = isinstance(self.checkpoint, CheckpointHeader) and bool(self.checkpoint.quantization)
+        if self.quantized_architecture or not is_quantized or self.structure is None:
+            return self.quantized_architecture
+        return self.structure.architecture if self.structure.architecture in QUANTIZED_LAYERS else ""
 
 
 def validate_file(file: bytes, expectations: Expectations) -> tuple[Problem, ...]:
@@ -64,12 +79,31 @@ def _document_problems(
         document.layers,
         is_xlora=expectations.kind is AdapterKind.XLORA,
         structure=expectations.structure,
-        quantized_architecture=expectations.quantized_architecture,
+        quantized_architecture=expectations.quantized_list,
         has_unread_rows=has_unread_rows,
     )
     yield from _base_model_problems(document.base_model_id)
     yield from _preload_problems(document)
     yield from _collision_problems(document.order or ())
+    yield from _header_problems(document, expectations)
+
+
+def _header_problems(document: OrderingDocument, expectations: Expectations) -> Iterator[Problem]:
+    """What only the files beside the document show."""
+    is_xlora = expectations.kind is AdapterKind.XLORA
+    checkpoint, headers = expectations.checkpoint, expectations.adapters
+    yield from base_model_problems(document, expectations.model_id, "the model given is")
+    if checkpoint is not None:
+        yield from checkpoint_problems(document, checkpoint, is_xlora=is_xlora)
+    if headers is None:
+        return
+    base = checkpoint if isinstance(checkpoint, CheckpointHeader) else None
+    if headers.xlora is not None and is_xlora:
+        yield from classifier_problems(document, headers.xlora, base)
+    elif headers.xlora is not None:
+        message = f"The ordering is of kind LoRA, but there is {headers.xlora.config_file} beside its adapters."
+        yield Problem("XLORA_FILES_UNUSED", "order", message, Severity.WARNING, file=headers.xlora.config_file)
+    yield from adapter_problems(document, headers, base, is_xlora=is_xlora)
 
 
 def _order_problems(order: tuple[str, ...] | None, kind: AdapterKind) -> Iterator[Problem]:

@@ -57,6 +57,6 @@ def config_of_gguf(header: GgufHeader, source: str) -> Mapping[str, object]:
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     if "vocab_size" not in config and isinstance(tokens, ArrayLength):
         config["vocab_size"] = tokens.count
-    if header.tensor_names:  # the first part of a split file may have none
-        config["tie_word_embeddings"] = "output.weight" not in header.tensor_names
+    if header.tensors:  # the first part of a split file may have none
+        config["tie_word_embeddings"] = "output.weight" not in header.tensors
     return config

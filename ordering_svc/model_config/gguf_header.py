@@ -1,7 +1,8 @@
-"""Reads the header of a GGUF file: its metadata and the names of its tensors, with a bound on every length."""
+"""Reads the header of a GGUF file: its metadata and its tensors' shapes, with a bound on every length."""
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,21 @@ class ArrayLength:
 
 
 @dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """What the header says of one tensor."""
+
+    shape: tuple[int, ...]  # slowest axis first
+    type_number: int  # of the ggml types
+    offset: int  # from the end of the header
+
+
+@dataclass(frozen=True, slots=True)
 class GgufHeader:
     """What stands before the weights."""
 
     metadata: dict[str, Value | ArrayLength]
-    tensor_names: frozenset[str]
+    tensors: dict[str, GgufTensor]  # by name
+    nbytes: int  # of the header, without the padding before the weights
 
 
 def read_gguf_header(path: Path) -> GgufHeader:
@@ -55,6 +66,7 @@ class _Header:
 
     def __init__(self, file: BinaryIO, size: int, name: str) -> None:
         self._file = file
+        self._size = size
         self._left = size
         self._name = name
 
@@ -72,14 +84,18 @@ class _Header:
             if key in metadata:
                 raise self._fault(f"the metadata key {key[:80]!r} is there twice")
             metadata[key] = self._value(int(self._scalar(4)), key)
-        names: set[str] = set()
+        tensors: dict[str, GgufTensor] = {}
         for _ in range(num_tensors):
-            names.add(self._string("a tensor name"))
+            name = self._string("a tensor name")
+            if name in tensors:
+                raise self._fault(f"the tensor {name[:80]!r} is there twice")
             num_dimensions = int(self._scalar(4))
             if num_dimensions > MAX_DIMENSIONS:
                 raise self._fault(f"a tensor has {num_dimensions} dimensions, the limit is {MAX_DIMENSIONS}")
-            self._take(8 * num_dimensions + 4 + 8, "a tensor's shape")  # sizes, type, offset
-        return GgufHeader(metadata, frozenset(names))
+            layout = f"<{num_dimensions}QIQ"
+            *sizes, type_number, offset = struct.unpack(layout, self._take(struct.calcsize(layout), "a tensor's shape"))
+            tensors[name] = GgufTensor(tuple(reversed(sizes)), type_number, offset)
+        return GgufHeader(metadata, tensors, self._size - self._left)
 
     def _take(self, count: int, what: str) -> bytes:
         if count > self._left:
@@ -89,6 +105,12 @@ class _Header:
         if len(taken) < count:
             raise self._fault(f"it ends inside {what}")
         return taken
+
+    def _skip(self, count: int, what: str) -> None:
+        if count > self._left:
+            raise self._fault(f"{what} needs {count} bytes, but only {self._left} are left")
+        self._left -= count
+        self._file.seek(count, os.SEEK_CUR)
 
     def _scalar(self, kind: int) -> int | float | bool:
         layout = _SCALARS[kind]
@@ -121,7 +143,7 @@ class _Header:
             for _ in range(count):  # each takes at least eight bytes of the file, so this ends
                 self._string(f"an element of {key[:80]!r}")
         elif kind in _SCALARS:
-            self._take(count * struct.calcsize(_SCALARS[kind]), f"the array {key[:80]!r}")
+            self._skip(count * struct.calcsize(_SCALARS[kind]), f"the array {key[:80]!r}")
         else:
             raise self._fault(f"the array {key[:80]!r} has elements of the unsupported type {kind}")
         return ArrayLength(count)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ordering_svc.allowed_roots import AllowedRoots
 from ordering_svc.domain.problems import shown
 from ordering_svc.errors import InvalidValue, ModelConfigInvalid, ModelNotFound, PathNotAllowed
 from ordering_svc.model_config.gguf_config import model_of_gguf
@@ -45,7 +46,7 @@ class ModelReader:
     def __init__(
         self, roots: Sequence[Path], hub_endpoint: str | None = None, fetch: FetchConfig = fetch_config
     ) -> None:
-        self._roots = tuple(root.resolve() for root in roots)
+        self._roots = AllowedRoots(roots, "--model-root")
         self._hub_endpoint = hub_endpoint
         self._fetch = fetch
 
@@ -67,13 +68,12 @@ class ModelReader:
                 return model_of_config(text.encode(), "", "the given text")
 
     def _read_local(self, text: str) -> Model:
-        if "\0" in text:
-            raise InvalidValue("model.path", f"{shown(text)!r} is not a path: it holds a NUL character")
-        path = self._inside_a_root(text)
+        path = self._roots.find(text, "model.path")
         try:
             if path.is_dir():
                 config = path / CONFIG_NAME
-                self._check_inside(config.resolve(), text)
+                if not self._roots.contains(config.resolve()):
+                    raise PathNotAllowed(f"the {CONFIG_NAME} of {shown(text)!r} is a link to outside", path=text)
                 return model_of_config(_content(config), text, shown(text))
             if path.suffix.lower() == ".gguf" and path.is_file():
                 return model_of_gguf(path, text)
@@ -87,40 +87,10 @@ class ModelReader:
             )
         raise ModelNotFound(f"there is no {shown(text)!r}", text)
 
-    def _inside_a_root(self, text: str) -> Path:
-        """The resolved path; a relative one is looked for in every root, and nothing outside them is looked at."""
-        if not self._roots:
-            message = f"{shown(text)!r} cannot be read: the service was started without --model-root"
-            raise PathNotAllowed(message, path=text)
-        candidates = []
-        for root in self._roots:
-            try:
-                candidates.append((root / text).resolve())
-            except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
-                raise InvalidValue("model.path", f"{shown(text)!r} is not a path: {error}") from None
-        allowed = [path for path in candidates if any(path.is_relative_to(root) for root in self._roots)]
-        if not allowed:
-            raise PathNotAllowed(f"{shown(text)!r} is outside the folders that models may be read from", path=text)
-        return next((path for path in allowed if _exists(path)), allowed[0])
-
-    def _check_inside(self, path: Path, text: str) -> None:
-        if not any(path.is_relative_to(root) for root in self._roots):
-            message = (
-                f"the {CONFIG_NAME} of {shown(text)!r} is a link to outside the folders that models may be read from"
-            )
-            raise PathNotAllowed(message, path=text)
-
     def _read_hub(self, hub_id: str) -> Model:
         repository, _, revision = hub_id.partition("@")
         path = self._fetch(repository, revision or None, self._hub_endpoint)
         return model_of_config(_content(path), repository, repository)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # for instance a name that is too long
-        return False
 
 
 def _content(path: Path) -> bytes:

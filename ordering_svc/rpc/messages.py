@@ -23,6 +23,7 @@ from ordering_svc.domain.ordering import (
 )
 from ordering_svc.domain.ordering_json import parse_file
 from ordering_svc.domain.problems import Problem, Severity
+from ordering_svc.judge import Against
 from ordering_svc.model_config.reader import HubModel, LocalModel, ModelSource, ModelText
 from ordering_svc.orderings import Generated, GenerationRequest, Judged, ValidationRequest
 from ordering_svc.persistence.store import WriteRequest
@@ -152,12 +153,14 @@ def decode_validation(request: ordering_service_pb2.ValidateOrderingRequest) -> 
             source = request.json
         case _:
             source = decode_document(request.document)
-    return ValidationRequest(
-        source=source,
-        kind=KINDS[request.kind] if request.kind else None,
+    against = Against(
+        kind=KINDS[request.kind],
         model=decode_model(request.model) if request.HasField("model") else None,
         quantized_architecture=request.quantized_architecture,
+        checks_adapters=request.check_adapters,
+        adapter_model_id=request.adapter_model_id,
     )
+    return ValidationRequest(source, against)
 
 
 def decode_model(message: ordering_pb2.ModelReference) -> ModelSource:

@@ -1080,6 +1080,8 @@ class ValidateOrderingRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     QUANTIZED_ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    CHECK_ADAPTERS_FIELD_NUMBER: _builtins.int
+    ADAPTER_MODEL_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A stored ordering: `orderings/{ordering}` or `orderings/{ordering}@{revision}`."""
     json: _builtins.bytes
@@ -1087,14 +1089,24 @@ class ValidateOrderingRequest(_message.Message):
     kind: _ordering_pb2.AdapterKind.ValueType
     """LoRA or X-LoRA; for a stored ordering its own kind unless this says otherwise."""
     quantized_architecture: _builtins.str
-    """Also apply the supported lists for adapters on a quantized base: `llama` or `phi3`."""
+    """Also apply the supported lists for adapters on a quantized base: `llama` or `phi3`. A quantized GGUF model says so itself."""
+    check_adapters: _builtins.bool
+    """Also look at the adapters that `order` and `preload_adapters` name, and at the classifier of an X-LoRA: their configs and
+    the headers of their tensor files, inside the service's adapter roots. What cannot be read is a problem, not an error.
+    """
+    adapter_model_id: _builtins.str
+    """With check_adapters: where the adapters of `order` live, a folder that holds one sub-folder a name; for a stored ordering
+    its own adapter_model_id unless this says otherwise.
+    """
     @_builtins.property
     def document(self) -> _ordering_pb2.OrderingDocument:
         """A document."""
 
     @_builtins.property
     def model(self) -> _ordering_pb2.ModelReference:
-        """Also check the layers against this model: depth, module names."""
+        """Also check the layers against this model: depth, module names; of a path with a checkpoint also its weights and how they
+        are quantized, from the headers of its files.
+        """
 
     def __init__(
         self,
@@ -1105,10 +1117,12 @@ class ValidateOrderingRequest(_message.Message):
         kind: _ordering_pb2.AdapterKind.ValueType = ...,
         model: _ordering_pb2.ModelReference | None = ...,
         quantized_architecture: _builtins.str = ...,
+        check_adapters: _builtins.bool = ...,
+        adapter_model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "json", b"json", "model", b"model", "name", b"name", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "json", b"json", "kind", b"kind", "model", b"model", "name", b"name", "quantized_architecture", b"quantized_architecture", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_model_id", b"adapter_model_id", "check_adapters", b"check_adapters", "document", b"document", "json", b"json", "kind", b"kind", "model", b"model", "name", b"name", "quantized_architecture", b"quantized_architecture", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["name", "document", "json"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
