@@ -59,6 +59,14 @@ def serve(
     eviction: Annotated[
         str | None, typer.Option(help="What happens at a limit: never (loads are refused) or lru. [never]")
     ] = None,
+    xlora_scalings: Annotated[
+        str | None,
+        typer.Option(
+            help="How often X-LoRA scalings are computed, if a request does not say: every-token, frozen-after:K "
+            "(those of decode pass K hold; 0: those of the prompt's last token), every:N, or settled:EPSILON:PASSES. "
+            "[every-token]"
+        ),
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console. [auto]")] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(help="How long running requests may go on at the end. [30]")
@@ -89,6 +97,7 @@ def serve(
         "max_rank": max_rank,
         "max_adapter_bytes": max_adapter_bytes,
         "eviction": eviction,
+        "xlora_scalings": xlora_scalings,
         "log_format": log_format,
         "drain_seconds": drain_seconds,
     }

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from inference_svc.scheduling.granularity import parse_granularity
+
 ENV_PREFIX = "LORAMUX_INFERENCE_"
 ORDERING_REFERENCE = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?(@[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?)?")
 ONE_REVISION = re.compile(r"[0-9]+|[0-9a-f]{6,}")  # after the @; anything else there is a tag, which can move
@@ -55,6 +57,7 @@ class Config(BaseSettings):
     # Who loaded an adapter may count on it until somebody unloads it; as a cache it is only if that is wanted.
     eviction: Literal["never", "lru"] = "never"
     log_format: Literal["auto", "json", "console"] = "auto"
+    xlora_scalings: str = "every-token"
     drain_seconds: float = Field(30.0, ge=0, le=3600)
 
     @field_validator("orderings", "adapter_roots", mode="before")
@@ -84,6 +87,12 @@ class Config(BaseSettings):
         for root in value:
             if not root.is_dir():
                 raise ValueError(f"{str(root)!r} is not a folder")
+        return value
+
+    @field_validator("xlora_scalings")
+    @classmethod
+    def _is_a_granularity(cls, value: str) -> str:
+        parse_granularity(value)
         return value
 
     @field_validator("listen", "ordering_address")

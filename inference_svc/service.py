@@ -28,6 +28,7 @@ from inference_svc.rpc.ordering_copies import OrderingCopies
 from inference_svc.rpc.ordering_desk import OrderingDesk, described
 from inference_svc.rpc.ordering_follower import OrderingFollower
 from inference_svc.rpc.ports import Service
+from inference_svc.scheduling.granularity import parse_granularity
 from inference_svc.tokenization.errors import TokenizationError
 from inference_svc.weights.errors import WeightsError
 from inference_svc.weights.locate import locate_adapter
@@ -180,6 +181,7 @@ def _make_engine(config: Config, base: BaseModel, registry: AdapterRegistry) -> 
         kv_cache_tokens=config.kv_cache_tokens,
         prefix_caching=config.prefix_caching,
         context_length=config.context_length,
+        granularity=parse_granularity(config.xlora_scalings),
     )
     try:
         return Engine(base, registry, engine_config)

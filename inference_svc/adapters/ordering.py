@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, summary
-from inference_svc.adapters.loading import is_lora, is_xlora, load_from
-from inference_svc.adapters.lora import LoadedLora
+from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, is_comparable, summary
+from inference_svc.adapters.loading import Loaded, is_lora, is_xlora, load_from
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.resident import ActiveSet, LoadItem, ResidentAdapter
 from inference_svc.adapters.selection import (
@@ -126,18 +125,20 @@ class OrderingApplier:
 
     def _load_xlora(self, fetched: FetchedOrdering, place: Path) -> LoadedXLora:
         loaded = load_xlora(place, fetched.order or (), fetched.layers or {}, self.base, self.limits)
-        if loaded.config.base_model_id != fetched.base_model_id:
+        trained_for = loaded.config.base_model_id
+        if is_comparable(trained_for) and trained_for != fetched.base_model_id:
             raise OrderingUnfit(
                 f"{fetched.revision_name} is for base model {fetched.base_model_id!r}, its X-LoRA was trained for "
-                f"{loaded.config.base_model_id!r}",
+                f"{trained_for!r}",
                 ordering=fetched.revision_name,
             )
         return loaded
 
-    def _load_preload(self, name: str, source: str) -> LoadedLora:
+    def _load_preload(self, name: str, source: str) -> Loaded:
         """`source` holds the adapter's files, or a sub-folder of its name."""
         folder = self.locate(source)
-        return load_from(folder if is_lora(folder) else sub_folder(folder, name), self.base, self.limits)
+        is_adapter = is_lora(folder) or is_xlora(folder)
+        return load_from(folder if is_adapter else sub_folder(folder, name), self.base, self.limits)
 
     def _folder_of(
         self, name: str, order: Sequence[str], place: Path | None, place_id: str, fetched: FetchedOrdering

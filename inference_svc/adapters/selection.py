@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from inference_svc.adapters.bank import AdapterBank, Classifier
+from inference_svc.adapters.bank import AdapterBank
+from inference_svc.adapters.classifier import Classifier, XLoraOverrides
 
 BASE_CACHE_IDENTITY = "base"
 
@@ -71,6 +72,10 @@ class XLoraMixture:
 
     bank: AdapterBank
     classifier: Classifier
+
+    def with_overrides(self, overrides: XLoraOverrides) -> XLoraMixture:
+        """The mixture as a request wants it."""
+        return replace(self, classifier=self.classifier.with_overrides(overrides))
 
     @property
     def cache_identity(self) -> str:

@@ -1,4 +1,4 @@
-"""An X-LoRA mixture in the original layout: a classifier, and one sub-folder with a LoRA adapter for each expert."""
+"""An X-LoRA mixture: a classifier, and one sub-folder with a LoRA adapter for each expert."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from pathlib import Path
 import torch
 
 from inference_svc.adapters.adapter_files import ContentDigest, file_state
-from inference_svc.adapters.bank import AdapterBank, Classifier, LinearDelta, XLoraConfig
+from inference_svc.adapters.bank import AdapterBank, LinearDelta
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, summary
+from inference_svc.adapters.classifier import Classifier, XLoraConfig
 from inference_svc.adapters.lora import LoraFiles, largest_rank, read_lora_files, target_modules
 from inference_svc.adapters.selection import AdapterKind
-from inference_svc.adapters.xlora_classifier import (
-    CLASSIFIER_NAME,
-    XLORA_CONFIG_NAME,
-    load_classifier,
-    read_xlora_config,
-)
+from inference_svc.adapters.xlora_classifier import load_classifier
+from inference_svc.adapters.xlora_config import ORIGINAL, PEFT, layout_of, peft_adapter_keys, read_xlora_config
 from inference_svc.errors import (
-    AdapterMalformed,
     AdapterUnfit,
     AdapterUnsupported,
     OrderingUnfit,
     PathNotAllowed,
+    SourceChanged,
     SourceNotFound,
 )
 
@@ -34,7 +31,7 @@ from inference_svc.errors import (
 class LoadedXLora:
     """An X-LoRA mixture in memory."""
 
-    bank: AdapterBank  # all experts; `global_scaling_weight` is folded in
+    bank: AdapterBank  # all experts
     classifier: Classifier
     config: XLoraConfig
     digest: str  # SHA-256 over its files, `order` and `layers`, in hex
@@ -55,43 +52,55 @@ class LoadedXLora:
 def load_xlora(
     folder: Path, order: Sequence[str], layers: Mapping[str, int], base: BaseModelShape, limits: AdapterLimits
 ) -> LoadedXLora:
-    """Load an X-LoRA mixture; `order` is the training order, `layers` maps module paths to classifier rows.
+    """Load an X-LoRA mixture in the original layout or in PEFT's, whichever the folder holds.
+
+    Args:
+        folder: configuration, classifier, and each adapter's sub-folder: by its name, in PEFT's layout by its number.
+        order: names of the adapters in training order; empty: the keys of PEFT's configuration.
+        layers: module path -> row of the classifier; empty: PEFT's rows, in the order of the model's modules.
+        base: the model that it must fit.
+        limits: what it may take.
 
     Raises:
         SourceNotFound: a file or an expert's folder is missing; lists the folders that are there.
+        SourceChanged: a file changed while it was read.
         AdapterMalformed: a file is broken.
         AdapterUnsupported: something that is not supported, `lm_head` among it.
         AdapterUnfit: it does not fit the base model.
         OrderingUnfit: `order` or `layers` does not fit the adapters.
         LimitReached: rank or bytes.
     """
-    _check_order(order)
-    _check_rows(layers)
-    config_path, classifier_path = folder / XLORA_CONFIG_NAME, folder / CLASSIFIER_NAME
-    before = (file_state(config_path), file_state(classifier_path))
-    config = read_xlora_config(folder, order)
+    layout = layout_of(folder) or ORIGINAL  # whose configuration is then said to be missing
+    names = tuple(order) or (peft_adapter_keys(folder) if layout is PEFT else ())
+    _check_order(names)
+    if layers or layout is ORIGINAL:
+        _check_rows(layers)
+    paths = (folder / layout.config_name, folder / layout.classifier_name)
+    before = tuple(file_state(path) for path in paths)
+    config = read_xlora_config(folder, layout, names)
     if base.is_another_model(config.base_model_id):
         raise AdapterUnfit(
-            f"{folder.name}/{XLORA_CONFIG_NAME}: the mixture was trained for base model {config.base_model_id!r}, "
+            f"{folder.name}/{layout.config_name}: the mixture was trained for base model {config.base_model_id!r}, "
             f"loaded is {base.base_model_id!r}",
             adapter_base=config.base_model_id,
             base=base.base_model_id,
         )
-    folders = _expert_folders(folder, order)
-    classifier = load_classifier(folder, config, len(order), len(layers), base, limits)
+    folders = [sub_folder(folder, str(i) if layout is PEFT else name) for i, name in enumerate(names)]
     digest = ContentDigest()
-    digest.add_file(XLORA_CONFIG_NAME, config_path)
-    digest.add_file(CLASSIFIER_NAME, classifier_path)
+    for path in paths:
+        digest.add_file(path.name, path)
     # The same files in another order are another mixture.
-    digest.add("ordering", json.dumps([list(order), sorted(layers.items())]).encode())
-    if before != (file_state(config_path), file_state(classifier_path)):
-        raise AdapterMalformed(f"the files of {folder.name} changed while they were read; load it again")
+    digest.add("ordering", json.dumps([list(names), sorted(layers.items())]).encode())
     experts = [read_lora_files(path, base, limits, digest, f"{index}/") for index, path in enumerate(folders)]
-    _check_layers(experts, layers)
-    deltas = {path: _joined(path, experts, config.global_scaling_weight) for path in layers}
+    rows = dict(layers) or _rows_in_module_order(experts, base)
+    _check_layers(experts, rows)
+    classifier = load_classifier(folder, layout, config, len(names), len(rows), base, limits)
+    if before != tuple(file_state(path) for path in paths):
+        raise SourceChanged(f"the files of {folder.name} changed while they were read; load it again")
+    deltas = {path: _joined(path, experts) for path in rows}
     content = digest.hexdigest()
     return LoadedXLora(
-        bank=AdapterBank(digest=content, experts=tuple(order), deltas=deltas, scaling_rows=dict(layers)),
+        bank=AdapterBank(digest=content, experts=names, deltas=deltas, scaling_rows=rows),
         classifier=classifier,
         config=config,
         digest=content,
@@ -119,10 +128,6 @@ def sub_folder(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _expert_folders(folder: Path, order: Sequence[str]) -> list[Path]:
-    return [sub_folder(folder, name) for name in order]
-
-
 def _check_order(order: Sequence[str]) -> None:
     if not order:
         raise OrderingUnfit("`order` is empty; an X-LoRA needs its adapters in training order")
@@ -145,6 +150,12 @@ def _check_rows(layers: Mapping[str, int]) -> None:
         )
 
 
+def _rows_in_module_order(experts: Sequence[LoraFiles], base: BaseModelShape) -> dict[str, int]:
+    """The rows of PEFT, which counts the layers that any adapter changes in the order of the model's modules."""
+    adapted = {path for expert in experts for path in expert.matrices}
+    return {path: row for row, path in enumerate(path for path in base.linear_shapes if path in adapted)}
+
+
 def _check_layers(experts: Sequence[LoraFiles], layers: Mapping[str, int]) -> None:
     adapted = {path for expert in experts for path in expert.matrices}
     if any(_is_head(path) for path in adapted):
@@ -165,12 +176,12 @@ def _refuse_head() -> None:
     raise AdapterUnsupported("Got an adapter `lm_head` layer, this is unsupported with X-LoRA.", layer="lm_head")
 
 
-def _joined(path: str, experts: Sequence[LoraFiles], weight: float) -> LinearDelta:
+def _joined(path: str, experts: Sequence[LoraFiles]) -> LinearDelta:
     """Experts side by side; one that does not change this layer contributes no ranks."""
     parts = [(index, expert.matrices[path]) for index, expert in enumerate(experts) if path in expert.matrices]
     owners = [torch.full((m.a.shape[0],), index, dtype=torch.int64, device=m.a.device) for index, m in parts]
     return LinearDelta(
         a=torch.cat([m.a for _, m in parts]).contiguous(),
-        b=(torch.cat([m.b for _, m in parts], dim=1) * weight).contiguous(),
+        b=torch.cat([m.b for _, m in parts], dim=1).contiguous(),
         expert_of_rank=torch.cat(owners),
     )

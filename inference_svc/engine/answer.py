@@ -5,9 +5,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import torch
 from torch import Tensor
 
 from inference_svc.adapters.resident import Lease
+from inference_svc.adapters.selection import Mixture
+from inference_svc.engine.freezing import ScalingsFreezer
 from inference_svc.engine.output_stream import OutputStream
 from inference_svc.engine.request import (
     Finished,
@@ -32,6 +35,7 @@ class Answer:
         request: GenerationRequest,
         sequence: Sequence,
         lease: Lease,
+        mixture: Mixture,
         stream: OutputStream,
         tokenizer: ModelTokenizer,
         seed: int | None,
@@ -41,6 +45,8 @@ class Answer:
         self.request = request
         self.sequence = sequence
         self.lease = lease
+        self.mixture = mixture  # the lease's, as the request wants it
+        self.freezer = ScalingsFreezer(sequence.granularity, sequence.num_prompt_tokens)
         self.stream = stream
         self._eos_token_ids = tokenizer.eos_token_ids
         self._detokenizer = IncrementalDetokenizer(tokenizer)
@@ -74,7 +80,8 @@ class Answer:
             return
         if self.request.response.scalings is ScalingsDetail.MEAN:
             scalings = scalings.mean(dim=1, keepdim=True)
-        self._scalings.append(ScalingsChunk(first_position, scalings.float().cpu().numpy()))
+        dtype = torch.float16 if self.request.response.half_precision else torch.float32
+        self._scalings.append(ScalingsChunk(first_position, scalings.to(dtype).cpu().numpy()))
 
     def _unreported(self, first_position: int, rows: Tensor) -> tuple[int, Tensor]:
         """Rows without those that a preemption made necessary to compute a second time."""

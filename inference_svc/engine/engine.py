@@ -32,6 +32,7 @@ from inference_svc.kv_cache.block_table import BlockTable
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.models.base_model import BaseModel
+from inference_svc.scheduling.granularity import EVERY_TOKEN, Granularity
 from inference_svc.scheduling.scheduler import Scheduler
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 
@@ -51,6 +52,7 @@ class EngineConfig:
     prefix_caching: bool = True  # what was computed for one request serves others with the same prefix
     context_length: int | None = None  # a cap below the model's own
     slow_reader_seconds: float = 30.0
+    granularity: Granularity = EVERY_TOKEN  # of X-LoRA requests that name none
 
 
 class Engine:
@@ -132,7 +134,12 @@ class Engine:
         max_tokens = DEFAULT_MAX_TOKENS if stopping.max_tokens is None else stopping.max_tokens
         room = self.context_length - num_prompt
         lease = self._registry.lease(request.selection)
-        sequence = self._sequence(request, lease.mixture, num_prompt + min(max_tokens, room))
+        try:
+            mixture = request.xlora.applied_to(lease.mixture)
+        except InvalidRequest:
+            lease.release()
+            raise
+        sequence = self._sequence(request, mixture, num_prompt + min(max_tokens, room))
         if (needed := self.scheduler.blocks_needed(sequence)) > self.pool.num_blocks:
             lease.release()
             raise RequestTooLarge(
@@ -143,7 +150,10 @@ class Engine:
         if seed is None and not request.sampling.is_greedy:
             seed = random.getrandbits(63)
         stream = OutputStream(request.request_id, on_ready)
-        answer = Answer(request, sequence, lease, stream, self._tokenizer, seed, is_capped_by_context=room < max_tokens)
+        is_capped = room < max_tokens
+        answer = Answer(
+            request, sequence, lease, mixture, stream, self._tokenizer, seed, is_capped_by_context=is_capped
+        )
         with self._wake:
             try:
                 # Again, under the lock: what is appended after the thread has ended would never be answered.
@@ -164,6 +174,7 @@ class Engine:
             len(request.prompt_token_ids),
             max_total_tokens,
             needs_scaling_pass=xlora is not None,
+            granularity=request.xlora.granularity or self.config.granularity,
             reports_positions=response.prompt_logprobs is not None
             or (xlora is not None and response.scalings is not ScalingsDetail.NONE),
             blocks=BlockTable(mixture.cache_identity if is_shared else None),
@@ -242,17 +253,19 @@ class Engine:
 
     def _row_request(self, item: ScheduledSequence) -> RowRequest:
         answer = self._answers[item.sequence]
-        return RowRequest(item, answer.lease.mixture, answer.wants_prompt_logits)
+        return RowRequest(item, answer.mixture, answer.wants_prompt_logits, answer.freezer.frozen)
 
     def _advance(self, item: ScheduledSequence, result: RowResult) -> None:
         answer = self._answers[item.sequence]
         wants_scalings = answer.request.response.scalings is not ScalingsDetail.NONE
         if wants_scalings and result.scalings is not None:
             answer.add_scalings(item.first_position, result.scalings)
-        is_at_end = item.reaches_end
+        first_position, is_at_end = item.first_position, item.reaches_end  # advancing changes both
         if answer.wants_prompt_logits and result.logits is not None:
             answer.add_prompt_logits(item.first_position, result.logits)
         self.scheduler.advance(item)
+        if result.scalings is not None and answer.freezer.freezes(first_position, result.scalings):
+            self.scheduler.release_scaling_blocks(item.sequence)
         if not is_at_end:
             return
         assert result.logits is not None

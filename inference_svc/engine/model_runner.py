@@ -1,8 +1,9 @@
 """Turns a schedule into forward passes: the only place where lists become tensors.
 
-A step is one pass, or two if X-LoRA is in it. The first pass carries every base and LoRA row, and the scaling pass of
-X-LoRA rows (the plain base model, in blocks of its own), those left out whose blocks are shared and so computed; the
-hidden states in these blocks give the scalings. The second pass carries the X-LoRA rows alone, with those scalings.
+A step is one pass, or two if X-LoRA rows without scalings are in it. The first pass carries every base and LoRA row,
+X-LoRA rows whose scalings are frozen, and the scaling pass of the others in blocks of its own (the plain base model, if
+the scaling pass value is 0), those left out whose blocks are shared and so computed; the hidden states in these blocks
+give the scalings. The second pass carries the rows that waited for them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inference_svc.adapters.bank import AdapterBank
-from inference_svc.adapters.selection import Mixture
+from inference_svc.adapters.selection import Mixture, XLoraMixture
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AdapterRows, AttentionSegment, ForwardBatch
 from inference_svc.models.llama import LlamaModel
@@ -28,6 +29,7 @@ class RowRequest:
     scheduled: ScheduledSequence
     mixture: Mixture
     all_logits: bool  # of every row (prompt log probabilities), not only of the last
+    frozen: Tensor | None = None  # [1, num_layers, num_experts]: scalings of the rows once the sequence is frozen
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,13 +68,14 @@ class ModelRunner:
     def run(self, requests: Sequence[RowRequest]) -> list[RowResult]:
         """Compute the scheduled rows; results in the order of the requests."""
         results: dict[int, RowResult] = {}
-        first_pass = self._pieces(requests, {})
+        frozen = {id(request): _frozen(request) for request in requests if request.scheduled.sequence.is_frozen}
+        first_pass = self._pieces(requests, frozen)
         if first_pass:
             hidden = self._forward(first_pass)
             self._logits([p for p in first_pass if not p.is_scaling_pass], hidden, results)
-        scalings = {id(request): self._scalings(request) for request in requests if request.mixture.xlora is not None}
-        if scalings:
-            second_pass = self._pieces([r for r in requests if id(r) in scalings], scalings)
+        waiting = [r for r in requests if r.mixture.xlora is not None and id(r) not in frozen]
+        if waiting:
+            second_pass = self._pieces(waiting, {id(request): self._scalings(request) for request in waiting})
             self._logits(second_pass, self._forward(second_pass), results)
         return [results[id(request)] for request in requests]
 
@@ -86,7 +89,7 @@ class ModelRunner:
             blocks = sequence.scaling_blocks if is_scaling_pass else sequence.blocks
             positions = request.scheduled.positions
             if is_scaling_pass:
-                positions = range(sequence.num_scaling_computed, positions.stop)
+                positions = range(sequence.num_scaling_computed, sequence.scaling_source(positions[-1]) + 1)
             if positions:
                 pieces.append(_Piece(request, blocks.ids, row, positions, known, is_scaling_pass))
                 row += len(positions)
@@ -96,7 +99,9 @@ class ModelRunner:
         """Scalings of a sequence's rows, row by row where arithmetic must not follow the batch."""
         assert request.mixture.xlora is not None
         classifier = request.mixture.xlora.classifier
-        slots = self._slots(request.scheduled.sequence.scaling_blocks.ids, request.scheduled.positions)
+        sequence = request.scheduled.sequence
+        sources = [sequence.scaling_source(position) for position in request.scheduled.positions]
+        slots = self._slots(sequence.scaling_blocks.ids, sources)
         hidden = self.cache.read_hidden(torch.tensor(slots, device=self.device))
         if not self.model.kernels.batch_invariant:
             return classifier.scalings(hidden.float())
@@ -125,7 +130,7 @@ class ModelRunner:
         self.cache.write_hidden(batch.slots, hidden)
         return hidden
 
-    def _slots(self, blocks: list[int], positions: range) -> list[int]:
+    def _slots(self, blocks: list[int], positions: Sequence[int]) -> list[int]:
         size = self.cache.block_size
         return [blocks[p // size] * size + p % size for p in positions]
 
@@ -159,13 +164,28 @@ class ModelRunner:
                 (w.bank, torch.full((len(indices), 1, 1), w.weight, device=self.device, dtype=self.model.dtype))
                 for w in mixture.constant
             ]
-            if mixture.xlora is not None and dynamic is not None:
-                parts.append((mixture.xlora.bank, dynamic.to(self.model.dtype)))
-            for bank, values in parts:
+            if mixture.xlora is not None and (values := self._weights(piece, mixture.xlora, dynamic)) is not None:
+                parts.append((mixture.xlora.bank, values.expand(len(indices), -1, -1)))
+            for bank, weights in parts:
                 banks[bank.digest] = bank
                 rows.setdefault(bank.digest, []).extend(indices)
-                scalings.setdefault(bank.digest, []).append(values)
+                scalings.setdefault(bank.digest, []).append(weights)
         return tuple(
             AdapterRows(banks[digest], torch.tensor(rows[digest], device=self.device), torch.cat(scalings[digest]))
             for digest in sorted(banks)
         )
+
+    def _weights(self, piece: _Piece, xlora: XLoraMixture, scalings: Tensor | None) -> Tensor | None:
+        """What a mixture's adapters count with in a piece, [rows or 1, num_layers, num_experts]; None: not at all."""
+        config = xlora.classifier.config
+        if piece.is_scaling_pass:
+            if config.scaling_pass_value == 0.0:
+                return None
+            scalings = xlora.classifier.scaling_pass_scalings(self.device).unsqueeze(0)
+        assert scalings is not None
+        return scalings.to(self.model.dtype) * config.global_scaling_weight
+
+
+def _frozen(request: RowRequest) -> Tensor:
+    assert request.frozen is not None
+    return request.frozen.expand(request.scheduled.num_tokens, -1, -1)

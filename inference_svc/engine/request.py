@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference_svc.adapters.selection import ActiveSelection, AppliedAdapter, Selection
+from inference_svc.adapters.classifier import XLoraOverrides
+from inference_svc.adapters.selection import ActiveSelection, AppliedAdapter, Mixture, Selection
 from inference_svc.errors import InferenceError, InvalidRequest
+from inference_svc.scheduling.granularity import Granularity
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,44 @@ class Stopping:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class XLoraOptions:
+    """Changes of the mixture that a request runs with; a granularity of None is the service's default."""
+
+    granularity: Granularity | None = None
+    overrides: XLoraOverrides = field(default_factory=XLoraOverrides)
+
+    def applied_to(self, mixture: Mixture) -> Mixture:
+        """The mixture as the request wants it.
+
+        Raises:
+            InvalidRequest: there is no X-LoRA, or it cannot do that.
+        """
+        xlora = mixture.xlora
+        if xlora is None:
+            if self != XLoraOptions():
+                raise InvalidRequest(
+                    "xlora", "options of an X-LoRA, but the request runs without one: select an X-LoRA"
+                )
+            return mixture
+        top_k, config = self.overrides.top_k_lora, xlora.classifier.config
+        if top_k is not None and top_k > len(xlora.bank.experts):
+            raise InvalidRequest(
+                "xlora.top_k_lora",
+                f"{top_k} adapters of {len(xlora.bank.experts)}: the X-LoRA has {', '.join(xlora.bank.experts)}",
+                value=str(top_k),
+                limit=str(len(xlora.bank.experts)),
+            )
+        temperature = self.overrides.softmax_temperature
+        if temperature is not None and not config.enable_softmax:
+            raise InvalidRequest(
+                "xlora.softmax_temperature",
+                f"temperature {temperature:g}, but the X-LoRA was trained without softmax (`enable_softmax` is false)",
+                value=str(temperature),
+            )
+        return replace(mixture, xlora=xlora.with_overrides(self.overrides))
+
+
 class ScalingsDetail(Enum):
     """How much of the X-LoRA scalings to return."""
 
@@ -87,6 +127,19 @@ class ResponseOptions:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     scalings: ScalingsDetail = ScalingsDetail.NONE
+    half_precision: bool = False  # scalings as float16
+
+    def __post_init__(self) -> None:
+        """Refuse an encoding of nothing.
+
+        Raises:
+            InvalidRequest: half precision without scalings.
+        """
+        if self.half_precision and self.scalings is ScalingsDetail.NONE:
+            raise InvalidRequest(
+                "response.scalings_type",
+                "float16 scalings, but none are asked for: set response.scalings",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +152,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     stopping: Stopping = field(default_factory=Stopping)
     response: ResponseOptions = field(default_factory=ResponseOptions)
+    xlora: XLoraOptions = field(default_factory=XLoraOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +169,7 @@ class ScalingsChunk:
     """Scalings of consecutive positions."""
 
     first_position: int
-    values: NDArray[np.float32]  # [num_tokens, num_layers or 1, num_adapters]
+    values: NDArray[np.floating]  # float32 or float16 [num_tokens, num_layers or 1, num_adapters]
 
 
 class FinishReason(Enum):

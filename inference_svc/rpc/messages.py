@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from inference_svc.adapters.classifier import XLoraOverrides
 from inference_svc.engine.request import (
     Event,
     Failed,
@@ -20,10 +21,18 @@ from inference_svc.engine.request import (
     Started,
     Stopping,
     TokenLogprobs,
+    XLoraOptions,
 )
 from inference_svc.errors import InvalidRequest
 from inference_svc.rpc.adapter_messages import applied_to_proto, selection_from_proto
 from inference_svc.rpc.ports import ChatTurn, ModelDescription
+from inference_svc.scheduling.granularity import (
+    EVERY_TOKEN,
+    FrozenAfter,
+    FrozenWhenSettled,
+    Granularity,
+    RecomputedEvery,
+)
 from loramux.inference.v1 import generation_pb2, inference_service_pb2
 
 SCALINGS_DETAILS = {
@@ -56,6 +65,7 @@ def generation_request(
         sampling=sampling_from_proto(message.sampling),
         stopping=stopping_from_proto(message.stopping),
         response=response_options_from_proto(message.response),
+        xlora=xlora_options_from_proto(message.xlora),
     )
 
 
@@ -75,12 +85,33 @@ def stopping_from_proto(message: generation_pb2.Stopping) -> Stopping:
 
 
 def response_options_from_proto(message: generation_pb2.ResponseOptions) -> ResponseOptions:
-    """What to return beside the text."""
+    """What to return beside the text. Raises InvalidRequest for a type of scalings that are not asked for."""
     return ResponseOptions(
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
         scalings=SCALINGS_DETAILS[message.scalings],
+        half_precision=message.scalings_type == generation_pb2.SCALINGS_TYPE_FLOAT16,
     )
+
+
+def xlora_options_from_proto(message: generation_pb2.XLoraOptions) -> XLoraOptions:
+    """Changes of a mixture; a field that is not set changes nothing."""
+    given = {field.name: value for field, value in message.ListFields() if field.name != "granularity"}
+    granularity = granularity_from_proto(message.granularity) if message.HasField("granularity") else None
+    return XLoraOptions(granularity, XLoraOverrides(**given))
+
+
+def granularity_from_proto(message: generation_pb2.ScalingsGranularity) -> Granularity:
+    """How often scalings are computed; the contract's rules demand one choice."""
+    match message.WhichOneof("granularity"):
+        case "frozen_after":
+            return FrozenAfter(message.frozen_after)
+        case "recomputed_every":
+            return RecomputedEvery(message.recomputed_every)
+        case "settled":
+            return FrozenWhenSettled(message.settled.epsilon, message.settled.passes)
+        case _:
+            return EVERY_TOKEN
 
 
 def chat_turns(message: generation_pb2.ChatMessages) -> tuple[ChatTurn, ...]:
@@ -184,10 +215,12 @@ def _token(token: TokenLogprobs) -> generation_pb2.Token:
 
 def _scalings(chunk: ScalingsChunk) -> generation_pb2.Scalings:
     num_tokens, num_layers, num_adapters = chunk.values.shape
+    is_half = chunk.values.dtype == np.float16
     return generation_pb2.Scalings(
         first_position=chunk.first_position,
         num_tokens=num_tokens,
         num_layers=num_layers,
         num_adapters=num_adapters,
-        values=np.ascontiguousarray(chunk.values, dtype="<f4").tobytes(),
+        values=np.ascontiguousarray(chunk.values, dtype="<f2" if is_half else "<f4").tobytes(),
+        type=generation_pb2.SCALINGS_TYPE_FLOAT16 if is_half else generation_pb2.SCALINGS_TYPE_UNSPECIFIED,
     )

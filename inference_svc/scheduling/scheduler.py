@@ -51,8 +51,7 @@ class Scheduler:
 
     def blocks_needed(self, sequence: Sequence) -> int:
         """The most blocks that the sequence can come to hold."""
-        blocks = self.pool.blocks_for(sequence.max_total_tokens)
-        return 2 * blocks if sequence.needs_scaling_pass else blocks
+        return self.pool.blocks_for(sequence.max_total_tokens) + self.pool.blocks_for(sequence.most_scaling_tokens)
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue; the caller has checked that it can ever fit."""
@@ -91,10 +90,11 @@ class Scheduler:
         sequence = item.sequence
         sequence.num_computed += item.num_tokens
         sequence.num_reported = max(sequence.num_reported, sequence.num_computed)
-        shared = sequence.num_computed if sequence.frozen_from is None else sequence.frozen_from
-        sequence.blocks.publish(self.pool, sequence.token_ids, min(shared, sequence.num_computed))
+        sequence.blocks.publish(self.pool, sequence.token_ids, min(sequence.num_shareable, sequence.num_computed))
         if sequence.scaling_blocks.ids:
-            sequence.num_scaling_computed = max(sequence.num_scaling_computed, sequence.num_computed)
+            sequence.num_scaling_computed = max(
+                sequence.num_scaling_computed, sequence.scaling_source(sequence.num_computed - 1) + 1
+            )
             sequence.scaling_blocks.publish(self.pool, sequence.token_ids, sequence.num_scaling_computed)
             if sequence.is_frozen:
                 self._release_scaling(sequence)
@@ -143,7 +143,7 @@ class Scheduler:
         pool, token_ids = self.pool, sequence.token_ids
         last = len(token_ids) - 1
         limit = min(last, sequence.num_reported) if sequence.reports_positions else last
-        shared = sequence.blocks.find_shared(pool, token_ids, limit)
+        shared = sequence.blocks.find_shared(pool, token_ids, min(limit, sequence.num_shareable))
         scaling_shared: list[int] = []
         scaling_tokens = sequence.num_scaling_tokens
         if sequence.frozen_from is not None and len(shared) * pool.block_size >= sequence.frozen_from:

@@ -5,6 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inference_svc.kv_cache.block_table import BlockTable
+from inference_svc.scheduling.granularity import (
+    EVERY_TOKEN,
+    Granularity,
+    RecomputedEvery,
+    most_scaling_tokens,
+    scaling_source,
+)
 
 
 def _unshared() -> BlockTable:
@@ -20,6 +27,7 @@ class Sequence:
     num_prompt_tokens: int
     max_total_tokens: int  # prompt and answer together
     needs_scaling_pass: bool  # X-LoRA: a second set of blocks holds keys and values of the scaling pass
+    granularity: Granularity = EVERY_TOKEN  # X-LoRA: which positions have scalings of their own
     reports_positions: bool = False  # the client wants something of every position, not only of the last
     blocks: BlockTable = field(default_factory=_unshared)
     scaling_blocks: BlockTable = field(default_factory=_unshared)
@@ -50,7 +58,28 @@ class Sequence:
         """Positions that the scaling pass has to see, among the tokens so far."""
         if not self.needs_scaling_pass:
             return 0
-        return len(self.token_ids) if self.frozen_from is None else min(self.frozen_from, len(self.token_ids))
+        needed = self.scaling_source(len(self.token_ids) - 1) + 1
+        return needed if self.frozen_from is None else min(self.frozen_from, needed)
+
+    @property
+    def most_scaling_tokens(self) -> int:
+        """The same at the end, at most."""
+        if not self.needs_scaling_pass:
+            return 0
+        return most_scaling_tokens(self.granularity, self.num_prompt_tokens, self.max_total_tokens)
+
+    def scaling_source(self, position: int) -> int:
+        """The position whose hidden state in the scaling pass gives the scalings of a position that is not frozen."""
+        return scaling_source(self.granularity, self.num_prompt_tokens, position)
+
+    @property
+    def num_shareable(self) -> int:
+        """Positions that run with the scalings that any other request would have: only their blocks are shared."""
+        if self.frozen_from is not None:
+            return self.frozen_from
+        if isinstance(self.granularity, RecomputedEvery) and self.granularity.passes > 1:
+            return self.num_prompt_tokens
+        return self.max_total_tokens
 
     @property
     def is_frozen(self) -> bool:

@@ -36,7 +36,7 @@ def test_experts_lie_side_by_side_in_the_order_of_the_classifier(
     second = write.tensors([Q0], rank=2, seed=1)
     key = f"base_model.model.{Q0}.lora_{{}}.weight"
     assert torch.equal(delta.a, torch.cat([first[key.format("A")], second[key.format("A")]]))
-    assert torch.equal(delta.b, torch.cat([first[key.format("B")], second[key.format("B")]], dim=1) * 6.0)
+    assert torch.equal(delta.b, torch.cat([first[key.format("B")], second[key.format("B")]], dim=1) * 2.0)
     assert loaded.bank.deltas[V0].expert_of_rank.tolist() == [0]
     assert loaded.bank.scaling_rows == LAYERS
     assert (loaded.bank.experts, loaded.rank, loaded.target_modules) == (ORDER, 2, ("q_proj", "v_proj"))
@@ -72,11 +72,8 @@ def test_inner_layers_count_in_order_whatever_their_index(
 @pytest.mark.parametrize(
     ("config", "error", "said"),
     [
-        ({"scaling_pass_value": 0.5}, AdapterUnsupported, "`scaling_pass_value` 0.5"),
-        ({"scaling_pass_value": None}, AdapterUnsupported, "`scaling_pass_value` null"),
         ({"top_k_lora": 3}, AdapterMalformed, "`top_k_lora` is 3"),
         ({"top_k_lora": 0}, AdapterMalformed, "`top_k_lora` is 0"),
-        ({"enable_softmax_topk": True}, AdapterMalformed, "`top_k_lora` to be set"),
         ({"softmax_temperature": 0}, AdapterMalformed, "`softmax_temperature` is 0"),
         ({"xlora_depth": 0}, AdapterMalformed, "`xlora_depth` is 0"),
         ({"xlora_depth": 2}, AdapterMalformed, "`xlora_depth` says 2"),

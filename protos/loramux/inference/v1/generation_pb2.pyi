@@ -44,6 +44,26 @@ SCALINGS_DETAIL_FULL: ScalingsDetail.ValueType  # 2
 """One value for each token, layer and adapter."""
 Global___ScalingsDetail: _TypeAlias = ScalingsDetail  # noqa: Y015
 
+class _ScalingsType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScalingsTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ScalingsType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCALINGS_TYPE_UNSPECIFIED: _ScalingsType.ValueType  # 0
+    """float32."""
+    SCALINGS_TYPE_FLOAT16: _ScalingsType.ValueType  # 1
+    """IEEE 754 half precision: half the bytes, errors below 0.0005 for scalings of at most 1."""
+
+class ScalingsType(_ScalingsType, metaclass=_ScalingsTypeEnumTypeWrapper):
+    """The type of returned scalings."""
+
+SCALINGS_TYPE_UNSPECIFIED: ScalingsType.ValueType  # 0
+"""float32."""
+SCALINGS_TYPE_FLOAT16: ScalingsType.ValueType  # 1
+"""IEEE 754 half precision: half the bytes, errors below 0.0005 for scalings of at most 1."""
+Global___ScalingsType: _TypeAlias = ScalingsType  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -311,6 +331,138 @@ class Stopping(_message.Message):
 Global___Stopping: _TypeAlias = Stopping  # noqa: Y015
 
 @_typing.final
+class EveryToken(_message.Message):
+    """Every token has X-LoRA scalings of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EveryToken: _TypeAlias = EveryToken  # noqa: Y015
+
+@_typing.final
+class FrozenWhenSettled(_message.Message):
+    """Freezes X-LoRA scalings once they hardly change any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPSILON_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
+    epsilon: _builtins.float
+    """Largest change of any scaling from one token to the next that counts as none."""
+    passes: _builtins.int
+    """After so many such tokens in a row, the scalings of the last one hold."""
+    def __init__(
+        self,
+        *,
+        epsilon: _builtins.float = ...,
+        passes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epsilon", b"epsilon", "passes", b"passes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FrozenWhenSettled: _TypeAlias = FrozenWhenSettled  # noqa: Y015
+
+@_typing.final
+class ScalingsGranularity(_message.Message):
+    """How often X-LoRA scalings are computed for new tokens. Every token of the prompt always has its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVERY_TOKEN_FIELD_NUMBER: _builtins.int
+    FROZEN_AFTER_FIELD_NUMBER: _builtins.int
+    RECOMPUTED_EVERY_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    frozen_after: _builtins.int
+    """New scalings for the first so many passes that follow the prompt; those of the last hold from then on, without a
+    scaling pass. 0: those of the prompt's last token hold for the whole answer.
+    """
+    recomputed_every: _builtins.int
+    """New scalings in every so many passes; those between take the last ones. 1: as every_token."""
+    @_builtins.property
+    def every_token(self) -> Global___EveryToken:
+        """New scalings for each token."""
+
+    @_builtins.property
+    def settled(self) -> Global___FrozenWhenSettled:
+        """Frozen once they hardly change."""
+
+    def __init__(
+        self,
+        *,
+        every_token: Global___EveryToken | None = ...,
+        frozen_after: _builtins.int = ...,
+        recomputed_every: _builtins.int = ...,
+        settled: Global___FrozenWhenSettled | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["every_token", b"every_token", "frozen_after", b"frozen_after", "granularity", b"granularity", "recomputed_every", b"recomputed_every", "settled", b"settled"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_token", b"every_token", "frozen_after", b"frozen_after", "granularity", b"granularity", "recomputed_every", b"recomputed_every", "settled", b"settled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_granularity: _TypeAlias = _typing.Literal["every_token", "frozen_after", "recomputed_every", "settled"]  # noqa: Y015
+    _WhichOneofArgType_granularity: _TypeAlias = _typing.Literal["granularity", b"granularity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_granularity) -> _WhichOneofReturnType_granularity | None: ...
+
+Global___ScalingsGranularity: _TypeAlias = ScalingsGranularity  # noqa: Y015
+
+@_typing.final
+class XLoraOptions(_message.Message):
+    """Changes of an X-LoRA mixture for one request; what is not set is as the mixture was trained."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANULARITY_FIELD_NUMBER: _builtins.int
+    TOP_K_LORA_FIELD_NUMBER: _builtins.int
+    SOFTMAX_TEMPERATURE_FIELD_NUMBER: _builtins.int
+    GLOBAL_SCALING_WEIGHT_FIELD_NUMBER: _builtins.int
+    top_k_lora: _builtins.int
+    """Run only so many adapters at each token and layer; the number of adapters runs all of them."""
+    softmax_temperature: _builtins.float
+    """Divides the classifier's output before the softmax: lower is sharper."""
+    global_scaling_weight: _builtins.float
+    """Multiplies what all of its adapters add."""
+    @_builtins.property
+    def granularity(self) -> Global___ScalingsGranularity:
+        """How often scalings are computed. Not set: the service's default."""
+
+    def __init__(
+        self,
+        *,
+        granularity: Global___ScalingsGranularity | None = ...,
+        top_k_lora: _builtins.int | None = ...,
+        softmax_temperature: _builtins.float | None = ...,
+        global_scaling_weight: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_global_scaling_weight", b"_global_scaling_weight", "_softmax_temperature", b"_softmax_temperature", "_top_k_lora", b"_top_k_lora", "global_scaling_weight", b"global_scaling_weight", "granularity", b"granularity", "softmax_temperature", b"softmax_temperature", "top_k_lora", b"top_k_lora"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_global_scaling_weight", b"_global_scaling_weight", "_softmax_temperature", b"_softmax_temperature", "_top_k_lora", b"_top_k_lora", "global_scaling_weight", b"global_scaling_weight", "granularity", b"granularity", "softmax_temperature", b"softmax_temperature", "top_k_lora", b"top_k_lora"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__global_scaling_weight: _TypeAlias = _typing.Literal["global_scaling_weight"]  # noqa: Y015
+    _WhichOneofArgType__global_scaling_weight: _TypeAlias = _typing.Literal["_global_scaling_weight", b"_global_scaling_weight"]  # noqa: Y015
+    _WhichOneofReturnType__softmax_temperature: _TypeAlias = _typing.Literal["softmax_temperature"]  # noqa: Y015
+    _WhichOneofArgType__softmax_temperature: _TypeAlias = _typing.Literal["_softmax_temperature", b"_softmax_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_k_lora: _TypeAlias = _typing.Literal["top_k_lora"]  # noqa: Y015
+    _WhichOneofArgType__top_k_lora: _TypeAlias = _typing.Literal["_top_k_lora", b"_top_k_lora"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__global_scaling_weight) -> _WhichOneofReturnType__global_scaling_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__softmax_temperature) -> _WhichOneofReturnType__softmax_temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k_lora) -> _WhichOneofReturnType__top_k_lora | None: ...
+
+Global___XLoraOptions: _TypeAlias = XLoraOptions  # noqa: Y015
+
+@_typing.final
 class ResponseOptions(_message.Message):
     """What to return beside the text."""
 
@@ -319,22 +471,28 @@ class ResponseOptions(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     SCALINGS_FIELD_NUMBER: _builtins.int
+    SCALINGS_TYPE_FIELD_NUMBER: _builtins.int
     logprobs: _builtins.int
     """Log probabilities: of each chosen token, and of this many most probable ones. Not set: none."""
     prompt_logprobs: _builtins.int
     """The same for each prompt token after the first. Not set: none."""
     scalings: Global___ScalingsDetail.ValueType
-    """X-LoRA scalings, of the prompt and of each new token."""
+    """X-LoRA scalings, of the prompt and of each new token, as they are applied: after softmax and top-k, before
+    global_scaling_weight. None for a request that runs without an X-LoRA.
+    """
+    scalings_type: Global___ScalingsType.ValueType
+    """How they are encoded."""
     def __init__(
         self,
         *,
         logprobs: _builtins.int | None = ...,
         prompt_logprobs: _builtins.int | None = ...,
         scalings: Global___ScalingsDetail.ValueType = ...,
+        scalings_type: Global___ScalingsType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "scalings", b"scalings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "_prompt_logprobs", b"_prompt_logprobs", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "scalings", b"scalings", "scalings_type", b"scalings_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
@@ -359,6 +517,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
+    XLORA_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Names the request in logs and responses. Not set: the service makes one."""
     @_builtins.property
@@ -381,6 +540,10 @@ class GenerateRequest(_message.Message):
     def response(self) -> Global___ResponseOptions:
         """What to return beside the text."""
 
+    @_builtins.property
+    def xlora(self) -> Global___XLoraOptions:
+        """Changes of the X-LoRA mixture that it runs with."""
+
     def __init__(
         self,
         *,
@@ -390,10 +553,11 @@ class GenerateRequest(_message.Message):
         sampling: Global___Sampling | None = ...,
         stopping: Global___Stopping | None = ...,
         response: Global___ResponseOptions | None = ...,
+        xlora: Global___XLoraOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "adapters", b"adapters", "prompt", b"prompt", "request_id", b"request_id", "response", b"response", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "adapters", b"adapters", "prompt", b"prompt", "request_id", b"request_id", "response", b"response", "sampling", b"sampling", "stopping", b"stopping", "xlora", b"xlora"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "adapters", b"adapters", "prompt", b"prompt", "request_id", b"request_id", "response", b"response", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_request_id", b"_request_id", "adapters", b"adapters", "prompt", b"prompt", "request_id", b"request_id", "response", b"response", "sampling", b"sampling", "stopping", b"stopping", "xlora", b"xlora"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__request_id: _TypeAlias = _typing.Literal["request_id"]  # noqa: Y015
     _WhichOneofArgType__request_id: _TypeAlias = _typing.Literal["_request_id", b"_request_id"]  # noqa: Y015
@@ -588,6 +752,7 @@ class Scalings(_message.Message):
     NUM_LAYERS_FIELD_NUMBER: _builtins.int
     NUM_ADAPTERS_FIELD_NUMBER: _builtins.int
     VALUES_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
     first_position: _builtins.int
     """The first position (0: the first prompt token)."""
     num_tokens: _builtins.int
@@ -597,7 +762,9 @@ class Scalings(_message.Message):
     num_adapters: _builtins.int
     """Adapters, in the order of AppliedAdapter.experts."""
     values: _builtins.bytes
-    """float32, little-endian, shape [num_tokens, num_layers, num_adapters], row-major."""
+    """Little-endian, shape [num_tokens, num_layers, num_adapters], row-major."""
+    type: Global___ScalingsType.ValueType
+    """Type of the values."""
     def __init__(
         self,
         *,
@@ -606,10 +773,11 @@ class Scalings(_message.Message):
         num_layers: _builtins.int = ...,
         num_adapters: _builtins.int = ...,
         values: _builtins.bytes = ...,
+        type: Global___ScalingsType.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "num_adapters", b"num_adapters", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_position", b"first_position", "num_adapters", b"num_adapters", "num_layers", b"num_layers", "num_tokens", b"num_tokens", "type", b"type", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
