@@ -239,3 +239,31 @@ def test_an_adapted_tied_head_leaves_the_embedding_alone(pairs: dict[str, Pair])
     compare(pair, peft, [1.0], logits_of(peft))
     assert torch.equal(embedding.dequantize(), before)
     assert pair.served.registry.base.weights["lm_head"] is embedding
+
+
+def test_a_dora_answers_in_a_crowd_as_it_does_alone_to_the_bit(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    served = pairs["quantized"].served
+    served.registry = AdapterRegistry(served.registry.base, served.registry.limits)
+    every: list[Options] = [
+        {"r": 3, "target_modules": ["q_proj", "down_proj", "lm_head"], "use_dora": True},
+        {"r": 2, "target_modules": ["q_proj", "up_proj"]},
+        {"r": 4, "target_modules": ["q_proj", "lm_head"], "use_dora": True},
+    ]
+    peft = peft_model(pairs["quantized"], every)
+    for index in range(3):
+        files = written(peft, f"a{index}", tmp_path / f"a{index}")
+        loaded = load_lora(files, served.registry.base, served.registry.limits)
+        served.registry.load(f"a{index}", loaded, source="test")
+    selections = [
+        LoraSelection(weights)
+        for weights in ({"a0": 1.0}, {"a1": 1.0}, {"a0": 0.5, "a1": -1.0}, {"a2": 1.0, "a0": -0.25}, {"a2": 0.0})
+    ]
+    alone = [served.run(IDS, selection, [len(IDS)])[0] for selection in selections]
+    mixtures = [served.mixture(selection) for selection in selections]
+    sequences = [served.start(IDS, mixture) for mixture in mixtures]
+    crowd = served.step([(s, m, len(IDS)) for s, m in zip(sequences, mixtures, strict=True)])
+    for sequence in sequences:
+        served.finish(sequence)
+    for solo, result in zip(alone, crowd, strict=True):
+        assert result.logits is not None
+        assert torch.equal(solo, result.logits)
