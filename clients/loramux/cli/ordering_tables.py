@@ -31,7 +31,7 @@ def orderings_table(orderings: Sequence[Ordering]) -> Table | Text:
         document = ordering.document
         cells = [
             Text(ordering.id, style="dim strike" if ordering.delete_time else "bold"),
-            Text(f"{ordering.revision_number} {ordering.revision_id}"),
+            str(ordering.revision_number),
             _tags(ordering.tags),
             ordering.kind.value if ordering.kind is not None else "",
             Text(document.base_model_id or ""),
@@ -43,7 +43,7 @@ def orderings_table(orderings: Sequence[Ordering]) -> Table | Text:
         if deleted:
             cells.append(f"{ordering.delete_time:%Y-%m-%d %H:%M}" if ordering.delete_time else "")
         table.add_row(*cells)
-    return table
+    return _uncut(table)
 
 
 def history_table(revisions: Sequence[Ordering]) -> Table:
@@ -59,7 +59,7 @@ def history_table(revisions: Sequence[Ordering]) -> Table:
             Text(", ".join(revision.document.order or ())),
             str(len(revision.document.layers or {})),
         )
-    return table
+    return _uncut(table)
 
 
 def ordering_table(ordering: Ordering) -> Table:
@@ -148,6 +148,13 @@ def change_line(change: OrderingChange) -> Text:
         (f"{what:<10}", "red" if change.type in (ChangeType.DELETED, ChangeType.PURGED) else "green"),
         target,
     )
+
+
+def _uncut(table: Table) -> Table:
+    """On a narrow terminal, cells go on in the next line: nothing is cut off."""
+    for column in table.columns:
+        column.overflow = "fold"
+    return table
 
 
 def _made(ordering: Ordering) -> str:
