@@ -51,8 +51,12 @@ class AdapterReader:
     ) -> Iterator[NamedAdapter]:
         order, preload = document.order or (), document.preload_adapters or ()
         preloaded = set() if is_xlora else {adapter.name for adapter in preload}
-        for index, name in enumerate(order):
-            if name not in preloaded:
+        asked = [(index, name) for index, name in enumerate(order) if name not in preloaded]
+        if isinstance(folder, FileFault):  # said once, not for each of them
+            if asked:
+                yield NamedAdapter("", "order", 0, folder)
+        else:
+            for index, name in asked:
                 yield NamedAdapter(name, f"order[{index}]", index, self._of_order(name, folder, len(order)))
         for index, adapter in enumerate(preload):
             found = self._folder(adapter.adapter_model_id)
@@ -62,9 +66,7 @@ class AdapterReader:
                 files = self._files(found, found.name) if isinstance(found, Path) else found
             yield NamedAdapter(adapter.name, f"preload_adapters[{index}].adapter_model_id", index, files)
 
-    def _of_order(self, name: str, folder: Path | FileFault, count: int) -> AdapterFiles | FileFault:
-        if isinstance(folder, FileFault):
-            return folder
+    def _of_order(self, name: str, folder: Path, count: int) -> AdapterFiles | FileFault:
         try:
             is_itself = count == 1 and (folder / CONFIG_NAME).exists() and not (folder / name).is_dir()
         except (OSError, ValueError):  # a name that no folder can have

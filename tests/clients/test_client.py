@@ -358,6 +358,9 @@ def test_generating_and_validating_pass_model_and_kind_on(client: Client, servic
     assert services.ordering.seen[-1].model.hub_id == "org/model@main"
     assert client.orderings.validate(made.json, kind=AdapterKind.XLORA, quantized_architecture="llama").valid
     assert services.ordering.seen[-1].quantized_architecture == "llama"
+    client.orderings.validate("demo", check_adapters=True, adapter_model_id="my-adapters")
+    asked = services.ordering.seen[-1]
+    assert (asked.check_adapters, asked.adapter_model_id) == (True, "my-adapters")
     broken = client.orderings.validate(b"{}")
     assert [(problem.code, problem.severity, problem.hint, problem.file) for problem in broken.problems] == [
         ("BASE_MODEL_ID_MISSING", "error", "Add base_model_id.", ""),

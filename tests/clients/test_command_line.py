@@ -189,7 +189,7 @@ def test_a_file_that_is_not_there_is_said_to_be_a_file(run: Run, tmp_path: Path)
     assert "there is no file missing.json" in err
 
 
-def test_validate_shows_every_problem_and_exits_with_1(run: Run, tmp_path: Path) -> None:
+def test_validate_shows_every_problem_and_exits_with_1(run: Run, services: FakeServices, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"order": []}')
     code, out, _ = run("ordering", "validate", "bad.json", "--quantized-architecture", "llama")
     assert code == 1
@@ -199,6 +199,11 @@ def test_validate_shows_every_problem_and_exits_with_1(run: Run, tmp_path: Path)
     assert "math/adapter_config.json" in out
     assert [problem["severity"] for problem in parsed(run("ordering", "validate", "bad.json", "--json"), 1)["problems"]]
     assert run("ordering", "validate", "stored")[:2] == (0, "valid\n")
+    assert run("ordering", "validate", "stored", "--adapter-model-id", "adapters")[0] == 0
+    assert (services.ordering.seen[-1].check_adapters, services.ordering.seen[-1].adapter_model_id) == (
+        True,
+        "adapters",
+    )
 
 
 def test_set_names_changes_only_the_order_of_a_file(run: Run, tmp_path: Path) -> None:

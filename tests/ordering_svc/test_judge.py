@@ -184,7 +184,7 @@ def test_what_is_sound_has_no_problems(tmp_path: Path) -> None:
         as_lora(lambda w: w.adapters),
         as_lora(lambda w: w.document.update(order=["math"])),
         as_lora(lambda w: w.document.update(preload_adapters=[{"name": "bio", "adapter_model_id": "xlora/bio"}])),
-        as_lora(lambda w: (w.document.update(order=["one"]), setattr(w, "place", "xlora/math"))),
+        as_lora(lambda w: (w.document.update(order=["one"]), w.__dict__.update(place="xlora/math"))),
     ],
 )
 def test_other_sound_worlds_have_no_problems_either(change: Spoil, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from loramux.cli import (
     adapters,
     chat,
     generate,
+    lint,
     model,
     ordering,
     ordering_files,
@@ -105,6 +106,7 @@ for group, commands in (
 ):
     for name, command in commands.items():
         group.command(name)(command)
+ordering_app.command("lint", context_settings=lint.SETTINGS)(lint.lint)
 
 app.add_typer(ordering_app, name="ordering")
 app.add_typer(adapters_app, name="adapters")

@@ -135,10 +135,17 @@ def validate(
     quantized: Annotated[
         Architecture | None, typer.Option("--quantized-architecture", help="Check for this quantized base.")
     ] = None,
+    check_adapters: Annotated[
+        bool, typer.Option("--check-adapters", help="Check the adapters and an X-LoRA's classifier by their headers.")
+    ] = False,
+    adapter_model_id: Annotated[
+        str | None,
+        typer.Option("--adapter-model-id", help="Check the adapters at this folder that the service may read."),
+    ] = None,
     ordering_address: OrderingAddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every problem of a file or a stored ordering; exits with 1 if it is not valid."""
+    """Show every problem of a file or a stored ordering; exits with 1 if it is not valid. Without a service: lint."""
     session = open_session(context, as_json, None, ordering_address)
     with session.client() as client:
         validation = client.orderings.validate(
@@ -146,6 +153,8 @@ def validate(
             kind=kind,
             model=None if model is None else model_reference(model),
             quantized_architecture="" if quantized is None else quantized.value,
+            check_adapters=check_adapters or adapter_model_id is not None,
+            adapter_model_id=adapter_model_id or "",
         )
     session.emit(validation, validation_table)
     if not validation.valid:

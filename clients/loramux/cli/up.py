@@ -64,7 +64,8 @@ class Plan:
         """The command line of the ordering service."""
         program = [sys.executable, "-P", "-m", "ordering_svc", "--data-dir", str(self.data_dir / "ordering")]
         program += ["--listen", self.ordering_listen, "--port-file", str(port_file)]
-        return program + _repeated("--model-root", self.model_roots)
+        program += _repeated("--model-root", self.model_roots)
+        return program + _repeated("--adapter-root", self.adapter_roots)
 
     def inference_program(self, port_file: Path, ordering_address: str) -> list[str]:
         """The command line of the inference service."""

@@ -222,10 +222,15 @@ def validate_ordering(
     kind: AdapterKind | None,
     model: ModelReference | None,
     quantized_architecture: str,
+    check_adapters: bool,
+    adapter_model_id: str,
 ) -> AnyCall[Validation]:
     """Judges a stored ordering, a file or a document. Raises OSError if the file cannot be read."""
     request = ordering_service_pb2.ValidateOrderingRequest(
-        kind=kind_to_proto(kind), quantized_architecture=quantized_architecture
+        kind=kind_to_proto(kind),
+        quantized_architecture=quantized_architecture,
+        check_adapters=check_adapters,
+        adapter_model_id=adapter_model_id,
     )
     if model is not None:
         request.model.CopyFrom(model_to_proto(model))

@@ -203,10 +203,21 @@ class AsyncOrderingApi:
         kind: AdapterKind | None = None,
         model: ModelReference | None = None,
         quantized_architecture: str = "",
+        check_adapters: bool = False,
+        adapter_model_id: str = "",
     ) -> Validation:
-        """Every problem of a stored ordering (`str`), a file (`Path` or `bytes`) or a document. Raises OSError too."""
+        """Every problem of a stored ordering (`str`), a file (`Path` or `bytes`) or a document. Raises OSError too.
+
+        With `check_adapters` also those of the adapters and the classifier at `adapter_model_id`, a folder that the
+        service may read; of a stored ordering at its own place unless another one is given.
+        """
         return await self._connection.run(
             ordering_calls.validate_ordering(
-                source, kind=kind, model=model, quantized_architecture=quantized_architecture
+                source,
+                kind=kind,
+                model=model,
+                quantized_architecture=quantized_architecture,
+                check_adapters=check_adapters,
+                adapter_model_id=adapter_model_id,
             )
         )
