@@ -29,7 +29,7 @@ def orderings_table(orderings: Sequence[Ordering]) -> Table | Text:
     table = Table(*columns, *(("Deleted (UTC)",) if deleted else ()), box=None)
     for ordering in orderings:
         document = ordering.document
-        cells = [
+        cells: list[Text | str] = [
             Text(ordering.id, style="dim strike" if ordering.delete_time else "bold"),
             str(ordering.revision_number),
             _tags(ordering.tags),
