@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ordering_svc.errors import (
@@ -61,7 +61,7 @@ def _translated(error: SQLAlchemyError, database: str) -> OrderingServiceError |
     state = getattr(error.orig, "sqlstate", None)
     if isinstance(state, str):
         return _of_postgresql(state, database)
-    if error.connection_invalidated or type(error.orig).__module__.startswith("psycopg"):
+    if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
         return DatabaseUnreachable(f"the database {database} does not answer: try again", database=database)
     return None
 

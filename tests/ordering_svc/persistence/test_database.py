@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from ordering_svc.errors import (
 )
 from ordering_svc.persistence.database import is_wal_safe, open_database, parse_database_url, sqlite_module
 from ordering_svc.persistence.sql_store import SqlStore
-from ordering_svc.persistence.store import NewFile
+from ordering_svc.persistence.store import ListQuery, NewFile, WriteRequest
 
 FILE = NewFile(b"x", Provenance("written"))
 
@@ -92,6 +94,74 @@ def test_a_full_disk_is_typed_and_leaves_nothing_half_written(path: Path) -> Non
     with pytest.raises(OrderingNotFound):
         store.get("big")
     assert store.create("small", OrderingMetadata(), FILE).revision.number == 1
+    store.close()
+
+
+FILL = """
+import resource, signal, sys
+from sqlalchemy.engine import URL
+from ordering_svc.domain.ordering import OrderingMetadata, Provenance
+from ordering_svc.errors import OrderingServiceError
+from ordering_svc.persistence.sql_store import SqlStore
+from ordering_svc.persistence.store import ListQuery, NewFile, WriteRequest
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk
+store = SqlStore(URL.create("sqlite", database=sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
+file = NewFile(bytes(20_000), Provenance("written"))
+for number in range(1000):
+    try:
+        store.create(f"o{number}", OrderingMetadata(), file)
+    except OrderingServiceError as error:
+        print(number, type(error).__name__)
+        break
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+store.create("after", OrderingMetadata(), file)
+store.close()
+"""
+
+
+def test_a_file_that_cannot_grow_loses_nothing_that_was_acknowledged(path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", FILL, str(path)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    written, error = ended.stdout.splitlines()[-1].split()  # after what the log says
+    assert int(written) > 5
+    assert error in ("DatabaseFull", "DatabaseNotWritable")
+    store = SqlStore(url_of(path))
+    listed = store.list_orderings(ListQuery(), 1000, 10**9).orderings
+    assert {o.ordering_id for o in listed} == {"after", *(f"o{number}" for number in range(int(written)))}
+    assert [c.sequence for c in store.changes_after(0, (), 1000).changes] == list(range(1, int(written) + 2))
+    with store.engine.connect() as connection:
+        assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
+    store.close()
+
+
+def test_a_database_that_becomes_read_only_still_answers_readers(path: Path) -> None:
+    store = SqlStore(url_of(path))
+    made = store.create("a", OrderingMetadata(), FILE)
+    states = ["ON"]
+    event.listen(store.engine, "checkout", lambda driver, *_: driver.execute(f"PRAGMA query_only={states[-1]}"))
+    with pytest.raises(DatabaseNotWritable):
+        store.delete("a", None)
+    assert store.get("a") == made
+    states.append("OFF")
+    assert store.delete("a", made.etag) == made
+    store.close()
+
+
+def test_a_locked_file_keeps_no_request_id_and_no_number(path: Path) -> None:
+    store = SqlStore(url_of(path), busy_timeout_ms=20)
+    driver: Any = sqlite_module()
+    how = WriteRequest("00000000-0000-4000-8000-000000000000", "d")
+    blocker = driver.connect(path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    for _ in range(3):
+        with pytest.raises(DatabaseBusy):
+            store.create("a", OrderingMetadata(), FILE, how)
+    assert (store.remembered(how), store.newest_sequence()) == (None, 0)
+    blocker.close()
+    made = store.create("a", OrderingMetadata(), FILE, how)
+    assert (store.remembered(how), store.newest_sequence()) == (made, 1)
     store.close()
 
 
