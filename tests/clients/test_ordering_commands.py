@@ -162,15 +162,19 @@ def test_a_stale_etag_and_a_service_that_is_away_are_told_with_what_to_do(demo: 
     assert "loramux up" in err
 
 
+# A suite in the background of a shell inherits an ignored SIGINT; a terminal's programs do not. It is set inside the
+# program, because Python code between fork and exec is not safe in a process where grpc runs threads.
+PROGRAM = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+PROGRAM += "from loramux.cli.__main__ import main; sys.exit(main())"
+
+
 def start(services: FakeServices, words: Sequence[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     """`loramux ordering ...` as a process."""
     return subprocess.Popen(
-        [sys.executable, "-m", "loramux.cli", "ordering", *words, "--ordering-address", services.address],
+        [sys.executable, "-c", PROGRAM, "ordering", *words, "--ordering-address", services.address],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # A suite that runs in the background of a shell inherits an ignored SIGINT; a terminal's programs do not.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
