@@ -16,7 +16,7 @@ from inference_svc.adapters.selection import Mixture
 from inference_svc.engine.answer import Answer
 from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
 from inference_svc.engine.output_stream import OutputStream
-from inference_svc.engine.request import Failed, GenerationRequest, ScalingsDetail, Started
+from inference_svc.engine.request import Failed, GenerationRequest, KVCacheUsage, ScalingsDetail, Started
 from inference_svc.errors import (
     Draining,
     EngineStopped,
@@ -102,6 +102,22 @@ class Engine:
     def num_unfinished(self) -> int:
         """Requests that were accepted and have not ended."""
         return len(self._answers) + len(self._inbox)
+
+    @property
+    def kv_cache_usage(self) -> KVCacheUsage:
+        """How the memory is used, at this moment; any thread."""
+        pool, counters = self.pool, self.scheduler.counters
+        return KVCacheUsage(
+            total_tokens=pool.num_blocks * BLOCK_SIZE,
+            free_tokens=pool.num_free * BLOCK_SIZE,
+            shareable_tokens=pool.num_published * BLOCK_SIZE,
+            running_requests=self.scheduler.num_running,
+            waiting_requests=len(self._inbox) + self.scheduler.num_waiting,
+            prompt_tokens=counters.prompt_tokens,
+            cached_prompt_tokens=counters.cached_prompt_tokens,
+            evicted_tokens=pool.num_evictions * BLOCK_SIZE,
+            preemptions=counters.preemptions,
+        )
 
     def submit(self, request: GenerationRequest, on_ready: Callable[[], None]) -> OutputStream:
         """Accept a request; any thread. From here on it ends with Finished or Failed, unless it is cancelled.

@@ -229,4 +229,19 @@ class Failed:
     error: InferenceError
 
 
+@dataclass(frozen=True, slots=True)
+class KVCacheUsage:
+    """The memory for keys and values, as in the contract's `KvCacheUsage`."""
+
+    total_tokens: int
+    free_tokens: int
+    shareable_tokens: int
+    running_requests: int
+    waiting_requests: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    evicted_tokens: int
+    preemptions: int
+
+
 Event = Started | Output | Finished | Failed

@@ -62,7 +62,10 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     ) -> inference_service_pb2.Model:
         """What is served."""
         return messages.model_to_proto(
-            self._description, context_length=self._engine.context_length, service_version=self._service_version
+            self._description,
+            context_length=self._engine.context_length,
+            service_version=self._service_version,
+            kv_cache=self._engine.kv_cache_usage,
         )
 
     def _token_ids(self, prompt: generation_pb2.Prompt, field: str) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from inference_svc.engine.request import (
     Finished,
     FinishReason,
     GenerationRequest,
+    KVCacheUsage,
     Output,
     ResponseOptions,
     Sampling,
@@ -155,9 +157,9 @@ def event_to_proto(event: Event) -> generation_pb2.GenerateResponse:
 
 
 def model_to_proto(
-    description: ModelDescription, *, context_length: int, service_version: str
+    description: ModelDescription, *, context_length: int, service_version: str, kv_cache: KVCacheUsage
 ) -> inference_service_pb2.Model:
-    """The model that is served, with the context that this service gives it."""
+    """The model that is served, with the context and the memory that this service gives it."""
     return inference_service_pb2.Model(
         base_model_id=description.base_model_id,
         architecture=description.architecture,
@@ -171,6 +173,7 @@ def model_to_proto(
         batch_invariant=description.batch_invariant,
         adapter_modules=description.adapter_modules,
         service_version=service_version,
+        kv_cache=inference_service_pb2.KvCacheUsage(**dataclasses.asdict(kv_cache)),
     )
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # types only: what stands behind them brings torch along
     from inference_svc.adapters.residency import ResidencyUpdate
     from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
     from inference_svc.adapters.selection import Selection
-    from inference_svc.engine.request import Event, GenerationRequest
+    from inference_svc.engine.request import Event, GenerationRequest, KVCacheUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,10 @@ class GenerationEngine(Protocol):
     @property
     def context_length(self) -> int:
         """Most tokens of prompt and answer together."""
+
+    @property
+    def kv_cache_usage(self) -> KVCacheUsage:
+        """How the memory for keys and values is used, at this moment."""
 
     def submit(self, request: GenerationRequest, on_ready: Callable[[], None]) -> OutputStream:
         """Accept a request; `on_ready` is called from any thread whenever there is something to take.

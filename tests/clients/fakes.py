@@ -177,7 +177,14 @@ class FakeInference(
             self.unavailable -= 1
             refuse(context, grpc.StatusCode.UNAVAILABLE, "draining", "DRAINING")
         return inference_service_pb2.Model(
-            base_model_id="SmolLM2", architecture="llama", quantization="Q4_1", context_length=2048, device="cpu"
+            base_model_id="SmolLM2",
+            architecture="llama",
+            quantization="Q4_1",
+            context_length=2048,
+            device="cpu",
+            kv_cache=inference_service_pb2.KvCacheUsage(
+                total_tokens=4096, free_tokens=4000, prompt_tokens=400, cached_prompt_tokens=100, preemptions=2
+            ),
         )
 
     def LoadAdapter(  # noqa: N802

@@ -42,6 +42,7 @@ def test_generate_for_programs_is_one_line_of_json(run: Run) -> None:
 
 def test_json_is_accepted_before_the_subcommand_too(run: Run) -> None:
     assert parsed(run("--json", "model"))["quantization"] == "Q4_1"
+    assert "4096 tokens, 4000 free; 25 % of prompt tokens found cached; 2 preemptions" in run("model")[1]
 
 
 def test_a_prompt_of_a_dash_is_read_from_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from loramux.client import (
     AdapterUpdate,
     AppliedOrdering,
     FollowedOrdering,
+    KvCacheUsage,
     Model,
     Severity,
     Validation,
@@ -50,9 +51,18 @@ def model_table(model: Model) -> Table:
             ("context", f"{model.context_length} tokens"),
             ("device", f"{model.device}, {model.kernels} kernels"),
             ("batch-invariant", "yes" if model.batch_invariant else "no"),
+            ("keys and values", _memory(model.kv_cache)),
             ("adapters can change", ", ".join(model.adapter_modules)),
             ("version", model.service_version),
         )
+    )
+
+
+def _memory(usage: KvCacheUsage) -> str:
+    found = 100 * usage.cached_prompt_tokens // usage.prompt_tokens if usage.prompt_tokens else 0
+    return (
+        f"{usage.total_tokens} tokens, {usage.free_tokens} free; {found} % of prompt tokens found cached; "
+        f"{usage.preemptions} preemptions"
     )
 
 

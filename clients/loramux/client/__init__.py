@@ -47,7 +47,7 @@ from loramux.client.generation import (
     TopToken,
     Usage,
 )
-from loramux.client.inference_calls import Model, Tokenization
+from loramux.client.inference_calls import KvCacheUsage, Model, Tokenization
 from loramux.client.ordering_history import ChangeType, Difference, OrderingChange, OrderingDiff
 from loramux.client.orderings import (
     ConfigModel,
@@ -102,6 +102,7 @@ __all__ = [
     "HubModel",
     "Internal",
     "InvalidArgument",
+    "KvCacheUsage",
     "LoRA",
     "LocalModel",
     "LoramuxError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from loramux.client.adapters import (
     ActiveAdapters,
@@ -34,6 +34,21 @@ class Tokenization:
 
 
 @dataclass(frozen=True, slots=True)
+class KvCacheUsage:
+    """The memory for keys and values; fields as in `loramux.inference.v1.KvCacheUsage`."""
+
+    total_tokens: int
+    free_tokens: int
+    shareable_tokens: int
+    running_requests: int
+    waiting_requests: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    evicted_tokens: int
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """The model that is served; fields as in `loramux.inference.v1.Model`."""
 
@@ -49,6 +64,10 @@ class Model:
     batch_invariant: bool
     adapter_modules: tuple[str, ...]
     service_version: str
+    kv_cache: KvCacheUsage
+
+
+_KV_CACHE_FIELDS = tuple(field.name for field in fields(KvCacheUsage))
 
 
 def tokenize(prompt: Prompt) -> AnyCall[Tokenization]:
@@ -94,6 +113,7 @@ def _model(message: inference_service_pb2.Model) -> Model:
         batch_invariant=message.batch_invariant,
         adapter_modules=tuple(message.adapter_modules),
         service_version=message.service_version,
+        kv_cache=KvCacheUsage(**{name: getattr(message.kv_cache, name) for name in _KV_CACHE_FIELDS}),
     )
 
 

@@ -216,6 +216,16 @@ def test_weights_are_part_of_what_computed_a_block(engine: Engine, solo: Solo) -
     assert finished_of(Reader(engine, request(BaseSelection(), SYSTEM_PROMPT))).cached_prompt_tokens == 32
 
 
+def test_the_engine_counts_what_was_found_and_what_lies_in_memory(engine: Engine) -> None:
+    for _ in range(2):
+        finished_of(Reader(engine, request(BaseSelection(), SYSTEM_PROMPT, new=3)))
+    when_idle(engine)
+    usage = engine.kv_cache_usage
+    assert (usage.total_tokens, usage.free_tokens, usage.running_requests, usage.waiting_requests) == (4096, 4096, 0, 0)
+    assert (usage.prompt_tokens, usage.cached_prompt_tokens, usage.shareable_tokens) == (74, 32, 32)
+    assert (usage.evicted_tokens, usage.preemptions) == (0, 0)
+
+
 def test_without_prefix_caching_every_prompt_is_computed(base: BaseModel, registry: AdapterRegistry) -> None:
     engine = Engine(base, registry, EngineConfig(prefix_caching=False))
     engine.start()

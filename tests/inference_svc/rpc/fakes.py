@@ -18,6 +18,7 @@ from inference_svc.engine.request import (
     Finished,
     FinishReason,
     GenerationRequest,
+    KVCacheUsage,
     Output,
     Started,
     TokenLogprobs,
@@ -122,6 +123,7 @@ class FakeEngine:
     """Accepts every request and lets `on_submit` answer it."""
 
     context_length = 128
+    kv_cache_usage = KVCacheUsage(1024, 512, 256, 3, 2, 1000, 400, 48, 1)
 
     def __init__(self, on_submit: Callable[[FakeStream], None] = answer_at_once) -> None:
         self.is_healthy = True

@@ -56,6 +56,17 @@ async def test_the_model_is_described_field_by_field(inference: InferenceService
         batch_invariant=True,
         adapter_modules=["q_proj", "v_proj"],
         service_version="1.2.3",
+        kv_cache=inference_service_pb2.KvCacheUsage(
+            total_tokens=1024,
+            free_tokens=512,
+            shareable_tokens=256,
+            running_requests=3,
+            waiting_requests=2,
+            prompt_tokens=1000,
+            cached_prompt_tokens=400,
+            evicted_tokens=48,
+            preemptions=1,
+        ),
     )
     assert len(model.ListFields()) == len(model.DESCRIPTOR.fields)
 

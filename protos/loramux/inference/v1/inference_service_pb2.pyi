@@ -158,6 +158,7 @@ class Model(_message.Message):
     BATCH_INVARIANT_FIELD_NUMBER: _builtins.int
     ADAPTER_MODULES_FIELD_NUMBER: _builtins.int
     SERVICE_VERSION_FIELD_NUMBER: _builtins.int
+    KV_CACHE_FIELD_NUMBER: _builtins.int
     base_model_id: _builtins.str
     """What orderings call it."""
     architecture: _builtins.str
@@ -184,6 +185,10 @@ class Model(_message.Message):
     def adapter_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Module names that adapters can change."""
 
+    @_builtins.property
+    def kv_cache(self) -> Global___KvCacheUsage:
+        """The memory for keys and values, at this moment."""
+
     def __init__(
         self,
         *,
@@ -199,11 +204,66 @@ class Model(_message.Message):
         batch_invariant: _builtins.bool = ...,
         adapter_modules: _abc.Iterable[_builtins.str] | None = ...,
         service_version: _builtins.str = ...,
+        kv_cache: Global___KvCacheUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["kv_cache", b"kv_cache"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_modules", b"adapter_modules", "architecture", b"architecture", "base_model_id", b"base_model_id", "batch_invariant", b"batch_invariant", "context_length", b"context_length", "device", b"device", "kernels", b"kernels", "num_layers", b"num_layers", "quantization", b"quantization", "service_version", b"service_version", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_modules", b"adapter_modules", "architecture", b"architecture", "base_model_id", b"base_model_id", "batch_invariant", b"batch_invariant", "context_length", b"context_length", "device", b"device", "kernels", b"kernels", "kv_cache", b"kv_cache", "num_layers", b"num_layers", "quantization", b"quantization", "service_version", b"service_version", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class KvCacheUsage(_message.Message):
+    """How the memory for keys and values is used; counts run from the start of the service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    FREE_TOKENS_FIELD_NUMBER: _builtins.int
+    SHAREABLE_TOKENS_FIELD_NUMBER: _builtins.int
+    RUNNING_REQUESTS_FIELD_NUMBER: _builtins.int
+    WAITING_REQUESTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    EVICTED_TOKENS_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    total_tokens: _builtins.int
+    """Tokens that it has room for; an X-LoRA request takes two for each of its own until its scalings are frozen."""
+    free_tokens: _builtins.int
+    """Tokens that no request holds."""
+    shareable_tokens: _builtins.int
+    """Tokens, held or free, that a request with the same beginning and adapters would find."""
+    running_requests: _builtins.int
+    """Requests that hold memory."""
+    waiting_requests: _builtins.int
+    """Requests that wait for memory or for their turn."""
+    prompt_tokens: _builtins.int
+    """Prompt tokens of all requests that have run."""
+    cached_prompt_tokens: _builtins.int
+    """Those of them that did not have to be computed."""
+    evicted_tokens: _builtins.int
+    """Tokens whose keys and values could have been found and had to make room."""
+    preemptions: _builtins.int
+    """How often a request had to give its memory back and was computed anew later."""
+    def __init__(
+        self,
+        *,
+        total_tokens: _builtins.int = ...,
+        free_tokens: _builtins.int = ...,
+        shareable_tokens: _builtins.int = ...,
+        running_requests: _builtins.int = ...,
+        waiting_requests: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int = ...,
+        evicted_tokens: _builtins.int = ...,
+        preemptions: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_prompt_tokens", b"cached_prompt_tokens", "evicted_tokens", b"evicted_tokens", "free_tokens", b"free_tokens", "preemptions", b"preemptions", "prompt_tokens", b"prompt_tokens", "running_requests", b"running_requests", "shareable_tokens", b"shareable_tokens", "total_tokens", b"total_tokens", "waiting_requests", b"waiting_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvCacheUsage: _TypeAlias = KvCacheUsage  # noqa: Y015
