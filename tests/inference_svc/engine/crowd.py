@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from inference_svc.adapters.base_model import AdapterLimits
+from inference_svc.adapters.classifier import XLoraOverrides
 from inference_svc.adapters.lora import load_lora
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import (
@@ -34,20 +35,38 @@ from inference_svc.engine.request import (
     Started,
     Stopping,
     TokenLogprobs,
+    XLoraOptions,
 )
 from inference_svc.models.base_model import BaseModel
+from inference_svc.scheduling.granularity import FrozenAfter, FrozenWhenSettled, RecomputedEvery
 from inference_svc.scheduling.sequence import ScheduledSequence
 from tests.inference_svc.adapters.conftest import AdapterWriter
 from tests.inference_svc.engine.tiny_engine import Reader
 
 EXPERTS = ("north", "south", "west")
-KINDS: Mapping[str, Selection] = {
-    "base": BaseSelection(),
-    "lora": LoraSelection({"red": 1.0}),
-    "other lora": LoraSelection({"blue": -0.5}),
-    "pair": LoraSelection({"red": 0.75, "blue": 0.5}),
-    "xlora": XLoraSelection("mixture"),
-    "other xlora": XLoraSelection("compass"),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a request may run with."""
+
+    selection: Selection
+    xlora: XLoraOptions = dataclasses.field(default_factory=XLoraOptions)
+
+
+KINDS: Mapping[str, Kind] = {
+    "base": Kind(BaseSelection()),
+    "lora": Kind(LoraSelection({"red": 1.0})),
+    "other lora": Kind(LoraSelection({"blue": -0.5})),
+    "pair": Kind(LoraSelection({"red": 0.75, "blue": 0.5})),
+    "xlora": Kind(XLoraSelection("mixture")),
+    "other xlora": Kind(XLoraSelection("compass")),
+    "valued xlora": Kind(XLoraSelection("valued")),
+    "overridden": Kind(XLoraSelection("mixture"), XLoraOptions(None, XLoraOverrides(1, 0.5, 2.0))),
+    "frozen": Kind(XLoraSelection("mixture"), XLoraOptions(FrozenAfter(3))),
+    "frozen at once": Kind(XLoraSelection("compass"), XLoraOptions(FrozenAfter(0))),
+    "settled": Kind(XLoraSelection("mixture"), XLoraOptions(FrozenWhenSettled(0.3, 2), XLoraOverrides(None, 10.0))),
+    "recomputed": Kind(XLoraSelection("mixture"), XLoraOptions(RecomputedEvery(3))),
 }
 SYSTEM_PROMPT = tuple((7 * i + 3) % 25 for i in range(37))  # more than two blocks, less than three
 
@@ -81,18 +100,20 @@ def load_mixture(folder: tuple[Path, dict[str, int]], base: BaseModel, order: Se
 
 
 def tiny_registry(base: BaseModel, folder: Path) -> AdapterRegistry:
-    """Two LoRAs and two mixtures of the same experts, under the names that KINDS uses."""
+    """Two LoRAs and three mixtures of the same experts, under the names that KINDS uses."""
     write = AdapterWriter(folder, base.shape)
     registry = AdapterRegistry(base.shape, AdapterLimits())
     for seed, name in enumerate(("red", "blue")):
         registry.load(name, load_lora(lora_folder(write, name, seed), base.shape, AdapterLimits()), source=name)
     registry.load("mixture", load_mixture(xlora_folder(write, "mixture", 5), base), source="mixture")
     registry.load("compass", load_mixture(xlora_folder(write, "compass", 6, top_k_lora=2), base), source="compass")
+    valued = load_mixture(xlora_folder(write, "valued", 7, scaling_pass_value=0.5), base)
+    registry.load("valued", valued, source="valued")
     return registry
 
 
 def request(
-    kind: Selection,
+    kind: Kind,
     prompt: Sequence[int],
     *,
     new: int = 8,
@@ -103,10 +124,11 @@ def request(
     return GenerationRequest(
         "r",
         tuple(prompt),
-        kind,
+        kind.selection,
         Sampling(temperature=temperature, seed=11 if temperature else None),
         Stopping(max_tokens=new, ignore_eos=True),
         ResponseOptions(2, 1, ScalingsDetail.FULL) if reports else ResponseOptions(logprobs=1),
+        kind.xlora,
     )
 
 

@@ -24,6 +24,7 @@ from tests.inference_svc.engine.crowd import (
     EXPERTS,
     KINDS,
     SYSTEM_PROMPT,
+    Kind,
     Solo,
     answered,
     finished_of,
@@ -57,7 +58,7 @@ def solo(base: BaseModel, registry: AdapterRegistry) -> Iterator[Solo]:
 def all_kinds(*, reports: bool, temperature: float = 0.0) -> list[GenerationRequest]:
     return [
         request(kind, (*SYSTEM_PROMPT, *range(tail)), reports=reports, temperature=temperature)
-        for kind, tail in zip(KINDS.values(), (3, 11, 12, 1, 5, 2), strict=True)
+        for kind, tail in zip(KINDS.values(), (3, 11, 12, 1, 5, 2, 4, 3, 7, 2, 12, 3), strict=True)
     ]
 
 
@@ -82,8 +83,8 @@ def test_an_answer_from_a_warm_cache_is_the_cold_one(
             assert answered(reader.until_the_end()) == solo.answer(what)
     cached = [finished_of(reader).cached_prompt_tokens for reader in readers]
     # Of every prompt all full blocks, but not its last token; what reports on its prompt computes it.
-    reported = [0, 0, 0, 0, 0, 0]
-    assert cached == (reported if reports else [32, 32, 48, 32, 32, 32])
+    full = [(len(what.prompt_token_ids) - 1) // 16 * 16 for what in crowd]
+    assert cached == ([0] * len(crowd) if reports else full)
 
 
 @pytest.mark.parametrize("reports", [False, True])
@@ -101,7 +102,7 @@ def test_preemption_changes_no_answer(
     # Of many lengths, so that some are preempted while they decode and some amid their prompts.
     crowd = [
         request(kind, SYSTEM_PROMPT[: 3 if i % 3 else 37], new=20 + 3 * i, temperature=0.7, reports=reports)
-        for i, kind in enumerate([*KINDS.values()] * 2)
+        for i, kind in enumerate(KINDS.values())
     ]
     readers = [Reader(engine, what) for what in crowd]
     everybody_is_here.set()
@@ -173,7 +174,7 @@ def test_a_replaced_adapter_never_uses_what_the_one_of_its_name_computed(
     base: BaseModel, registry: AdapterRegistry, engine: Engine, solo: Solo, write_tiny: AdapterWriter
 ) -> None:
     versions = [load_lora(lora_folder(write_tiny, f"v{seed}", seed), base.shape, AdapterLimits()) for seed in (8, 9)]
-    what = request(LoraSelection({"changing": 1.0}), SYSTEM_PROMPT)
+    what = request(Kind(LoraSelection({"changing": 1.0})), SYSTEM_PROMPT)
     seen = []
     for version in (*versions, *versions):
         registry.load("changing", version, source="changing", replace=True)
@@ -192,7 +193,7 @@ def test_a_mixture_in_another_order_shares_nothing_but_the_scaling_pass(
     base: BaseModel, registry: AdapterRegistry, engine: Engine, write_tiny: AdapterWriter
 ) -> None:
     folder = xlora_folder(write_tiny, "ordered", 12)
-    what = request(XLoraSelection("ordered"), SYSTEM_PROMPT, reports=False)
+    what = request(Kind(XLoraSelection("ordered")), SYSTEM_PROMPT, reports=False)
     cached = []
     for order in (EXPERTS, EXPERTS[::-1]):
         registry.load("ordered", load_mixture(folder, base, order), source="ordered", replace=True)
@@ -208,17 +209,17 @@ def test_a_mixture_in_another_order_shares_nothing_but_the_scaling_pass(
 
 def test_weights_are_part_of_what_computed_a_block(engine: Engine, solo: Solo) -> None:
     for weight in (1.0, 0.5, 0.0):
-        what = request(LoraSelection({"red": weight}), SYSTEM_PROMPT)
+        what = request(Kind(LoraSelection({"red": weight})), SYSTEM_PROMPT)
         reader = Reader(engine, what)
         assert answered(reader.until_the_end()) == solo.answer(what)
         assert finished_of(reader).cached_prompt_tokens == 0
     # A weight of zero is the base model, and so are its blocks.
-    assert finished_of(Reader(engine, request(BaseSelection(), SYSTEM_PROMPT))).cached_prompt_tokens == 32
+    assert finished_of(Reader(engine, request(Kind(BaseSelection()), SYSTEM_PROMPT))).cached_prompt_tokens == 32
 
 
 def test_the_engine_counts_what_was_found_and_what_lies_in_memory(engine: Engine) -> None:
     for _ in range(2):
-        finished_of(Reader(engine, request(BaseSelection(), SYSTEM_PROMPT, new=3)))
+        finished_of(Reader(engine, request(Kind(BaseSelection()), SYSTEM_PROMPT, new=3)))
     when_idle(engine)
     usage = engine.kv_cache_usage
     assert (usage.total_tokens, usage.free_tokens, usage.running_requests, usage.waiting_requests) == (4096, 4096, 0, 0)
@@ -230,7 +231,22 @@ def test_without_prefix_caching_every_prompt_is_computed(base: BaseModel, regist
     engine = Engine(base, registry, EngineConfig(prefix_caching=False))
     engine.start()
     for _ in range(2):
-        assert finished_of(Reader(engine, request(BaseSelection(), SYSTEM_PROMPT))).cached_prompt_tokens == 0
+        assert finished_of(Reader(engine, request(Kind(BaseSelection()), SYSTEM_PROMPT))).cached_prompt_tokens == 0
     when_idle(engine)
     assert engine.pool.num_published == 0
     engine.stop()
+
+
+def test_the_kinds_of_the_crowd_freeze_settle_and_recompute_as_they_say(solo: Solo) -> None:
+    def runs(kind: str) -> list[int]:
+        """How many positions in a row have the same scalings, from the last of the prompt on."""
+        scalings = solo.answer(request(KINDS[kind], SYSTEM_PROMPT[:20], new=12, reports=True)).scalings[19:]
+        return [len(list(group)) for _, group in itertools.groupby(scalings)]
+
+    assert runs("xlora") == [1] * 12
+    assert runs("frozen") == [1, 1, 1, 9]
+    assert runs("frozen at once") == [12]
+    assert runs("recomputed") == [3, 3, 3, 3]
+    settled = runs("settled")
+    assert settled[:2] == [1, 1]
+    assert settled[-1] > 1

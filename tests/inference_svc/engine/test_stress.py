@@ -1,6 +1,6 @@
 """Requests of every kind while adapters are replaced, unloaded, re-ordered and activated under them.
 
-Two hundred in the whole suite; LORAMUX_STRESS_REQUESTS says how many (`make stress`: 10,000).
+A hundred and fifty in the whole suite; LORAMUX_STRESS_REQUESTS says how many (`make stress`: 10,000).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import pytest
 
 from inference_svc.adapters.base_model import AdapterLimits
+from inference_svc.adapters.classifier import XLoraOverrides
 from inference_svc.adapters.loading import Loaded
 from inference_svc.adapters.lora import load_lora
 from inference_svc.adapters.registry import AdapterRegistry
@@ -40,14 +41,17 @@ from inference_svc.engine.request import (
     Sampling,
     ScalingsDetail,
     Stopping,
+    XLoraOptions,
 )
 from inference_svc.errors import AdapterInUse, AdapterNotFound
 from inference_svc.models.base_model import BaseModel
+from inference_svc.scheduling.granularity import FrozenAfter, FrozenWhenSettled, Granularity, RecomputedEvery
 from tests.inference_svc.adapters.conftest import AdapterWriter
 from tests.inference_svc.engine.crowd import (
     EXPERTS,
     SYSTEM_PROMPT,
     Answered,
+    Kind,
     Solo,
     answered,
     load_mixture,
@@ -57,7 +61,7 @@ from tests.inference_svc.engine.crowd import (
 )
 from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
 
-NUM_REQUESTS = int(os.environ.get("LORAMUX_STRESS_REQUESTS", "200"))
+NUM_REQUESTS = int(os.environ.get("LORAMUX_STRESS_REQUESTS", "150"))
 MOST_AT_ONCE = 40
 LIMITS = AdapterLimits(max_adapters=10_000)
 
@@ -159,25 +163,30 @@ class Changes:
 
 def any_request(shuffle: random.Random) -> GenerationRequest:
     """One of some thousands of requests: that many different answers have to be computed alone."""
-    kinds: list[Selection] = [
-        BaseSelection(),
-        ActiveSelection(),
-        LoraSelection({shuffle.choice(["red", "blue"]): 1.0}),
-        LoraSelection({"red": 0.75, "blue": -0.5}),
-        XLoraSelection("compass"),
-        XLoraSelection("rose"),
+    sparing: list[Granularity] = [FrozenAfter(0), FrozenAfter(2), RecomputedEvery(3)]
+    settled = XLoraOptions(FrozenWhenSettled(0.3, 2), XLoraOverrides(None, 10.0))
+    kinds = [
+        Kind(BaseSelection()),
+        Kind(ActiveSelection()),
+        Kind(LoraSelection({shuffle.choice(["red", "blue"]): 1.0})),
+        Kind(LoraSelection({"red": 0.75, "blue": -0.5})),
+        Kind(XLoraSelection("compass")),
+        Kind(XLoraSelection("rose"), settled),
+        Kind(XLoraSelection(shuffle.choice(["compass", "rose"])), XLoraOptions(shuffle.choice(sparing))),
     ]
     tail = shuffle.randrange(8)
     prompt = (*SYSTEM_PROMPT[: shuffle.choice([4, 37])], *range(tail, 2 * tail))
     responses = [ResponseOptions(), ResponseOptions(logprobs=1), ResponseOptions(1, 1, ScalingsDetail.FULL)]
+    kind = shuffle.choice(kinds)
     temperature = shuffle.choice([0.0, 0.9])
     return GenerationRequest(
         "r",
         prompt,
-        shuffle.choice(kinds),
+        kind.selection,
         Sampling(temperature=temperature, seed=tail if temperature else None),
         Stopping(max_tokens=tail**2 + 3, ignore_eos=tail % 2 == 0),
         shuffle.choices(responses, [2, 2, 1])[0],
+        kind.xlora,
     )
 
 
