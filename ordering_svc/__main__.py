@@ -1,4 +1,4 @@
-"""`loramux-ordering`: keeps, makes and judges ordering files until it is told to stop."""
+"""`loramux-ordering`: keeps, makes and judges ordering files until it is told to stop; and looks after its database."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import typer
 from ordering_svc.config import load_config
 from ordering_svc.errors import OrderingServiceError
 from ordering_svc.logs import configure_logs
+from ordering_svc.maintenance import EXIT_CANNOT_START, add_commands
 from ordering_svc.server import serve
 
-EXIT_CANNOT_START = 2
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+add_commands(app)
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def run(
+    context: typer.Context,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the SQLite file. [~/.local/share/loramux/ordering]")
     ] = None,
@@ -48,7 +49,12 @@ def run(
         int | None, typer.Option(help="How long to wait for a locked SQLite file. [5000]")
     ] = None,
 ) -> None:
-    """Serve orderings. Every flag is also a variable: LORAMUX_ORDERING_DATA_DIR for --data-dir, and so on."""
+    """Serve orderings. Every flag is also a variable: LORAMUX_ORDERING_DATA_DIR for --data-dir, and so on.
+
+    With a command, do that instead of serving; its own flags say which database.
+    """
+    if context.invoked_subcommand is not None:
+        return
     flags: dict[str, object] = {
         "data_dir": data_dir,
         "database_url": database_url,

@@ -10,6 +10,8 @@ from typing import Any, Protocol, cast
 import structlog
 from alembic import command
 from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
@@ -83,7 +85,7 @@ def open_database(url: URL, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, module: S
         DatabaseNotWritable, DatabaseUnreadable, DatabaseBusy, DatabaseFull, DatabaseUnreachable: it cannot be used.
         CannotStart: the driver for it is not installed.
     """
-    engine = _engine(url, busy_timeout_ms, module or sqlite_module())
+    engine = connected(url, busy_timeout_ms=busy_timeout_ms, module=module)
     try:
         with database_errors(name_of(url)):
             _migrate(engine, name_of(url))
@@ -105,7 +107,9 @@ def reading(engine: Engine) -> Engine:
     return engine.execution_options(isolation_level="REPEATABLE READ")
 
 
-def _engine(url: URL, busy_timeout_ms: int, module: SqliteModule) -> Engine:
+def connected(url: URL, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS, module: SqliteModule | None = None) -> Engine:
+    """An engine on a database as it is, with our settings. Raises CannotStart if its driver is not installed."""
+    module = module or sqlite_module()
     if url.get_backend_name() != "sqlite":
         try:
             return create_engine(url, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True)
@@ -147,10 +151,22 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("is_writer") else "BEGIN")
 
 
-def _migrate(engine: Engine, database: str) -> None:
-    """Bring the schema up to date; one server at a time, the others wait for the lock."""
+def schema_steps(engine: Engine) -> tuple[str, str]:
+    """The migration step that the database is at (empty: none), and the newest that this version knows."""
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision() or ""
+    return current, ScriptDirectory.from_config(_migrations()).get_current_head() or ""
+
+
+def _migrations() -> AlembicConfig:
     config = AlembicConfig()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _migrate(engine: Engine, database: str) -> None:
+    """Bring the schema up to date; one server at a time, the others wait for the lock."""
+    config = _migrations()
     with writing(engine).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
