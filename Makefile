@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check -q
 RUN := .venv/bin
 
-.PHONY: demo demo-adapters test stress check format protos check-protos clean
+.PHONY: demo demo-adapters test stress torture check format protos check-protos clean
 
 demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
 	$(RUN)/python -m orderings.demo.run
@@ -13,6 +13,9 @@ test: .venv/.development  ## all tests
 
 stress: .venv/.development  ## 10,000 requests while adapters change under them (about ten minutes)
 	LORAMUX_STRESS_REQUESTS=10000 $(RUN)/pytest -q tests/inference_svc/engine/test_stress.py -o log_cli=true --log-cli-level=INFO
+
+torture: .venv/.development  ## 200 kills, 10,000 races, 50,000 random calls against the ordering service (about an hour)
+	LORAMUX_TORTURE=1 $(RUN)/pytest -q -s tests/torture
 
 check: .venv/.development check-protos  ## format, lint, types, contracts
 	$(RUN)/ruff format --check .

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, delete, func, select, update
@@ -58,6 +59,8 @@ class SqlStore:
         """
         self._database = name_of(url)
         self._engine = open_database(url, busy_timeout_ms=busy_timeout_ms)
+        # SQLite has one writer at a time; its waiting is sleeping and looking again, ours is woken.
+        self._writer = threading.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
         try:
             self._page_token_key = self._read_key()
         except BaseException:
@@ -276,6 +279,7 @@ class SqlStore:
     def _writing(self) -> Iterator[Session]:
         """Commits when the block ends, and rolls back when it raises."""
         with (
+            self._writer,
             database_errors(self._database),
             Session(writing(self._engine), expire_on_commit=False) as session,
             session.begin(),

@@ -23,8 +23,8 @@ FAULTS = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNI
 IDS = [f"o{number}" for number in range(8)]
 TEXTS = [
     "", "a", "\0", "é" * 70, "orderings/", "orderings/a/b", "*", "\u202e", "x" * 5000, "{}", "[" * 500, "^(a+)+$", "-1",
-    "orderings/o1@prod", "orderings/o1@1", "orderings/o2@999999999999999999", "prod", "kind = xlora", "create_time desc",
-    'labels.team = "nlp" AND NOT (kind = lora OR -kind = lora)', "((((", "name:", '"1-0"', "lora", "q_proj", "all-linear",
+    "orderings/o1@prod", "orderings/o1@1", "orderings/o2@999999999999999999", "prod", "kind = xlora", "((((", "name:",
+    'labels.team = "nlp" AND NOT (kind = lora OR -kind = lora)', '"1-0"', "lora", "q_proj", "all-linear", "name desc",
     '{"model_type": "llama", "num_hidden_layers": 2}', '{"base_model_id": "m", "order": ["a"]}', "/etc/passwd", "../..",
     "model.layers.0.self_attn.q_proj", "a/b", "a/b@c",
 ]  # fmt: skip
