@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import cast
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Table, insert, select, update
 from sqlalchemy.orm import Session
 
 from ordering_svc.domain.changes import ChangeBatch, ChangeType, OrderingChange
 from ordering_svc.persistence.documents import now_us
 from ordering_svc.persistence.tables import ChangeCounterRow, ChangeRow
+
+# Written to as tables: an object for each row would cost more than the rows.
+COUNTER = cast(Table, ChangeCounterRow.__table__)
+CHANGES = cast(Table, ChangeRow.__table__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +37,10 @@ def record(session: Session, change: NewChange) -> None:
     The last thing that a transaction does: from the update on, it holds the only row of the counter until it has
     committed, so numbers become visible in their order, and a rolled back one is used again.
     """
-    counted = update(ChangeCounterRow).values(newest=ChangeCounterRow.newest + 1).returning(ChangeCounterRow.newest)
+    counted = update(COUNTER).values(newest=COUNTER.c.newest + 1).returning(COUNTER.c.newest)
     sequence = session.execute(counted).scalar_one()
     session.execute(
-        insert(ChangeRow).values(
+        insert(CHANGES).values(
             sequence=sequence,
             type=change.type.value,
             ordering_id=change.ordering_id,
