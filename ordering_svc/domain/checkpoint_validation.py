@@ -22,15 +22,16 @@ def checkpoint_problems(
         yield Problem("CHECKPOINT_UNREADABLE", "base_model_id", checkpoint.message, file=checkpoint.file)
         return
     for entry, layer in enumerate(document.layers or ()):
-        place = layer_place(layer.path)
         if layer.path not in checkpoint.shapes:
             message = f"The layer `{shown(layer.path)}` has no weight in {checkpoint.file}."
-            yield Problem("LAYER_NOT_IN_CHECKPOINT", place, message, entry=entry, file=checkpoint.file)
+            yield Problem(
+                "LAYER_NOT_IN_CHECKPOINT", layer_place(layer.path), message, entry=entry, file=checkpoint.file
+            )
             continue
         shape = checkpoint.shapes[layer.path]
         if shape is not None and len(shape) != 2:
             message = f"The weight of layer `{shown(layer.path)}` has the shape {list(shape)}: it is no matrix."
-            yield Problem("LAYER_NOT_A_MATRIX", place, message, entry=entry, file=checkpoint.file)
+            yield Problem("LAYER_NOT_A_MATRIX", layer_place(layer.path), message, entry=entry, file=checkpoint.file)
     if is_xlora and checkpoint.quantization and checkpoint.bits_per_weight < LOW_BITS_PER_WEIGHT:
         message = (
             f"The base model has {checkpoint.bits_per_weight:.2f} bits a weight ({checkpoint.quantization}):"

@@ -93,15 +93,14 @@ def _some(rows: Sequence[str]) -> str:
 
 
 def _path_problems(path: str, entry: int) -> Iterator[Problem]:
-    place = layer_place(path)
     if not path.strip():
-        yield Problem("LAYER_PATH_EMPTY", place, "A layer has an empty path.", entry=entry)
+        yield Problem("LAYER_PATH_EMPTY", layer_place(path), "A layer has an empty path.", entry=entry)
     elif len(path) > MAX_PATH_LENGTH:
         message = f"The layer path `{shown(path)}` has {len(path)} characters, the limit is {MAX_PATH_LENGTH}."
-        yield Problem("LAYER_PATH_TOO_LONG", place, message, entry=entry)
+        yield Problem("LAYER_PATH_TOO_LONG", layer_place(path), message, entry=entry)
     elif path.startswith(PEFT_PREFIX) or path.endswith("."):
         message = f"The layer path `{shown(path)}` must have neither the prefix `{PEFT_PREFIX}` nor a dot at its end."
-        yield Problem("LAYER_PATH_MALFORMED", place, message, entry=entry)
+        yield Problem("LAYER_PATH_MALFORMED", layer_place(path), message, entry=entry)
 
 
 def _support_problems(path: str, quantized_architecture: str, entry: int) -> Iterator[Problem]:
@@ -117,22 +116,21 @@ def _support_problems(path: str, quantized_architecture: str, entry: int) -> Ite
 def _fit_problems(
     path: str, structure: ModelStructure, modules: frozenset[str], other_paths: frozenset[str], entry: int
 ) -> Iterator[Problem]:
-    place = layer_place(path)
-    match = _IN_A_LAYER.fullmatch(path)
     if path in other_paths:
         return
+    match = _IN_A_LAYER.fullmatch(path)
     if match is None or match[2] not in modules:
         message = (
             f"The layer `{shown(path)}` is no module of a {structure.architecture} model; its layers have"
             f" {', '.join(structure.layer_modules)}."
         )
-        yield Problem("LAYER_UNKNOWN", place, message, entry=entry)
+        yield Problem("LAYER_UNKNOWN", layer_place(path), message, entry=entry)
     elif len(match[1]) > 9 or int(match[1]) >= structure.num_layers:
         message = (
             f"The layer `{shown(path)}` has index `{shown(match[1])}`, but the model has {structure.num_layers} layers:"
             f" 0 to {structure.num_layers - 1}."
         )
-        yield Problem("LAYER_INDEX_BEYOND_DEPTH", place, message, entry=entry)
+        yield Problem("LAYER_INDEX_BEYOND_DEPTH", layer_place(path), message, entry=entry)
 
 
 def _order_problems(layers: Sequence[LayerRow], structure: ModelStructure) -> Iterator[Problem]:

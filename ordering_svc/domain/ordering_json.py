@@ -157,17 +157,24 @@ def _layers(value: object, reading: _Reading) -> tuple[LayerRow, ...]:
 def _rows(pairs: JsonObject, reading: _Reading) -> Iterator[LayerRow]:
     seen: set[str] = set()
     for entry, (path, row) in enumerate(pairs):
-        place = layer_place(path)
-        if path in seen:
-            reading.refuse("KEY_DUPLICATE", place, f"The layer `{shown(path)}` is there twice.", entry)
-        elif not _is_text(path, place, entry, reading):
-            pass
-        elif type(row) is not int or not -LARGEST_ROW <= row <= LARGEST_ROW:
-            message = f"The row of layer `{shown(path)}` is `{shown(row)}`, expected a whole number from 0."
-            reading.refuse("ROW_TYPE", place, message, entry)
-        else:
+        if path not in seen and type(row) is int and 0 <= row <= LARGEST_ROW and path.isascii():  # nearly all are
             yield LayerRow(path, row)
+        else:
+            yield from _unusual_row(path, row, entry, reading, is_second=path in seen)
         seen.add(path)
+
+
+def _unusual_row(path: str, row: object, entry: int, reading: _Reading, *, is_second: bool) -> Iterator[LayerRow]:
+    place = layer_place(path)
+    if is_second:
+        reading.refuse("KEY_DUPLICATE", place, f"The layer `{shown(path)}` is there twice.", entry)
+    elif not _is_text(path, place, entry, reading):
+        pass
+    elif type(row) is not int or not -LARGEST_ROW <= row <= LARGEST_ROW:
+        message = f"The row of layer `{shown(path)}` is `{shown(row)}`, expected a whole number from 0."
+        reading.refuse("ROW_TYPE", place, message, entry)
+    else:
+        yield LayerRow(path, row)
 
 
 def layer_place(path: str) -> str:

@@ -62,5 +62,7 @@ def shown(value: object) -> str:
         text = type(value).__name__
     if len(text) > SHOWN_CHARACTERS:
         text = text[: SHOWN_CHARACTERS - 3] + "..."
+    if text.isprintable():
+        return text
     text = "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -12,6 +12,7 @@ import typer
 from ordering_svc.domain.architectures import QUANTIZED_LAYERS
 from ordering_svc.domain.ordering import MAX_FILE_BYTES, AdapterKind
 from ordering_svc.domain.positions import positions_in
+from ordering_svc.domain.problem_codes import CODES
 from ordering_svc.errors import OrderingServiceError
 from ordering_svc.judge import Against, Judge
 from ordering_svc.lint.findings import Finding, Format, written
@@ -21,6 +22,13 @@ EXIT_PROBLEMS, EXIT_UNUSABLE = 1, 2
 EVERYWHERE = (Path("/"),)  # who runs the command may read what the system lets them read
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+def _show_codes(wanted: bool) -> None:
+    if wanted:
+        for code, meaning in CODES.items():
+            sys.stdout.write(f"{code}: {meaning.summary}\n    {meaning.hint}\n")
+        raise typer.Exit
 
 
 class Kind(StrEnum):
@@ -51,6 +59,10 @@ def lint(
         str | None, typer.Option(metavar="|".join(QUANTIZED_LAYERS), help="Check for this quantized base.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as problems.")] = False,
+    _codes: Annotated[
+        bool,
+        typer.Option("--codes", callback=_show_codes, is_eager=True, help="Explain all codes of problems, and exit."),
+    ] = False,
 ) -> None:
     """Judge ordering files."""
     if quantized is not None and quantized not in QUANTIZED_LAYERS:

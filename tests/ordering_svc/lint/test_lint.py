@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer.testing
 
+from ordering_svc.domain.problem_codes import CODES
 from ordering_svc.lint.command import app
 from tests.ordering_svc.small_world import MODEL_ID, World
 
@@ -144,6 +145,12 @@ def test_without_what_it_needs_it_says_how_to_get_it() -> None:
     )
     assert found.returncode == 2
     assert "pip install 'loramux[ordering]'" in found.stderr
+
+
+def test_all_codes_are_explained_on_request() -> None:
+    code, out, _ = run("--codes")
+    assert code == 0
+    assert [line.partition(":")[0] for line in out.splitlines()[::2]] == list(CODES)
 
 
 def test_the_hook_of_pre_commit_runs_this_module() -> None:
