@@ -44,6 +44,23 @@ def test_each_choice_of_adapters_answers_in_its_own_way_and_says_what_was_applie
     assert len(mixture.digest) == 64
 
 
+def test_what_was_computed_for_one_request_serves_the_next_and_the_service_says_so(client: Client) -> None:
+    rules = "Pearl divers hold their breath, carry a knife and a net, and never dive alone at night. " * 3
+    for choice in ("base", "weighted", "x-lora"):
+        before = client.model().kv_cache
+        first, second = (ask(client, choice, rules + choice, max_tokens=4) for _ in range(2))
+        assert first.token_ids == second.token_ids
+        assert second.usage.prompt_tokens - second.usage.cached_prompt_tokens <= 16  # at most the last block again
+        after = client.model().kv_cache
+        assert after.prompt_tokens - before.prompt_tokens == 2 * second.usage.prompt_tokens
+        cached = first.usage.cached_prompt_tokens + second.usage.cached_prompt_tokens
+        assert after.cached_prompt_tokens - before.cached_prompt_tokens == cached
+    full = client.generate(chat(rules), adapters=CHOICES["x-lora"], max_tokens=2, scalings="full")
+    assert full.usage.cached_prompt_tokens == 0
+    assert full.scalings is not None
+    assert len(full.scalings.values) == full.usage.prompt_tokens + 1
+
+
 def test_an_answer_is_the_same_alone_and_in_a_crowd_that_joins_and_leaves(running: Running, client: Client) -> None:
     prompts = ["Tell me about pearl divers.", "Tell me about invoices and what they are good for in a company."]
     alone = {(c, p): ask(client, c, p).token_ids for c in CHOICES for p in prompts}
