@@ -9,6 +9,7 @@ from pathlib import Path
 from ordering_svc.adapter_headers.reader import AdapterReader
 from ordering_svc.allowed_roots import AllowedRoots
 from ordering_svc.checkpoint_headers.reader import read_checkpoint
+from ordering_svc.domain.headers import CheckpointHeader
 from ordering_svc.domain.ordering import AdapterKind, OrderingDocument
 from ordering_svc.domain.ordering_json import ParsedFile, parse_file
 from ordering_svc.domain.problems import Problem
@@ -49,15 +50,20 @@ class Judge:
         return validate_document(parsed, expectations)
 
     def _expectations(self, document: OrderingDocument, against: Against) -> Expectations:
-        kind, structure, checkpoint, adapters = against.kind, None, None, None
+        kind, structure, hidden_size, checkpoint, adapters = against.kind, None, None, None, None
         if against.model is not None:
-            structure = self._models.read(against.model).structure
+            model = self._models.read(against.model)
+            structure, hidden_size = model.structure, model.hidden_size
         if structure is not None and isinstance(against.model, LocalModel):
             path = self._model_roots.find(against.model.path, "model.path")
             checkpoint = read_checkpoint(path, structure, self._model_roots)
+        if isinstance(checkpoint, CheckpointHeader):
+            hidden_size = checkpoint.hidden_size or hidden_size
         if against.checks_adapters:
             adapters = self._adapters.read(document, against.adapter_model_id, kind)
             if kind is AdapterKind.UNSPECIFIED and adapters.xlora is not None:
                 kind = AdapterKind.XLORA
         model_id = against.model.hub_id.partition("@")[0] if isinstance(against.model, HubModel) else ""
-        return Expectations(kind, structure, against.quantized_architecture, model_id, checkpoint, adapters)
+        return Expectations(
+            kind, structure, against.quantized_architecture, model_id, hidden_size, checkpoint, adapters
+        )

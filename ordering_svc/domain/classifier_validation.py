@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ordering_svc.domain.adapter_tensors import some
 from ordering_svc.domain.adapter_validation import fault_problem
 from ordering_svc.domain.checkpoint_validation import base_model_problems
-from ordering_svc.domain.headers import CheckpointHeader, FileFault, JsonConfig, TensorHeaders, XLoraFiles
+from ordering_svc.domain.headers import FileFault, JsonConfig, TensorHeaders, XLoraFiles
 from ordering_svc.domain.ordering import OrderingDocument
 from ordering_svc.domain.problems import Problem, Severity, shown
 
@@ -36,10 +36,8 @@ class _Settings:
     dropout: float
 
 
-def classifier_problems(
-    document: OrderingDocument, files: XLoraFiles, checkpoint: CheckpointHeader | None
-) -> Iterator[Problem]:
-    """Every problem of an X-LoRA's config and classifier."""
+def classifier_problems(document: OrderingDocument, files: XLoraFiles, hidden_size: int | None) -> Iterator[Problem]:
+    """Every problem of an X-LoRA's config and classifier; `hidden_size` is the base model's, where it is known."""
     settings = None
     if isinstance(files.config, FileFault):
         yield fault_problem(files.config, "order")
@@ -48,8 +46,8 @@ def classifier_problems(
         yield from found
         if not any(problem.code == "XLORA_CONFIG_INVALID" for problem in found):
             settings = _settings(files.config, is_peft=files.is_peft)
-    if settings is not None and checkpoint is not None and checkpoint.hidden_size not in (None, settings.hidden_size):
-        message = f"hidden_size is {settings.hidden_size}, the base model has {checkpoint.hidden_size}."
+    if settings is not None and hidden_size not in (None, settings.hidden_size):
+        message = f"hidden_size is {settings.hidden_size}, the base model has {hidden_size}."
         yield Problem("XLORA_HIDDEN_SIZE", "base_model_id", message, file=files.config_file)
     if isinstance(files.classifier, FileFault):
         yield fault_problem(files.classifier, "order")

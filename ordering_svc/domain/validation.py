@@ -33,6 +33,7 @@ class Expectations:
     structure: ModelStructure | None = None  # of the base model, where it is known
     quantized_architecture: str = ""  # a key of QUANTIZED_LAYERS, or nothing
     model_id: str = ""  # of the base model, if a hub id names it
+    hidden_size: int | None = None  # of the base model, where it is known
     checkpoint: CheckpointHeader | FileFault | None = None  # of the base model, where there is one
     adapters: AdapterHeaders | None = None  # what is at the places of the adapters, if they are looked at
 
@@ -99,7 +100,7 @@ def _header_problems(document: OrderingDocument, expectations: Expectations) -> 
         return
     base = checkpoint if isinstance(checkpoint, CheckpointHeader) else None
     if headers.xlora is not None and is_xlora:
-        yield from classifier_problems(document, headers.xlora, base)
+        yield from classifier_problems(document, headers.xlora, expectations.hidden_size)
     elif headers.xlora is not None:
         message = f"The ordering is of kind LoRA, but there is {headers.xlora.config_file} beside its adapters."
         yield Problem("XLORA_FILES_UNUSED", "order", message, Severity.WARNING, file=headers.xlora.config_file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from ordering_svc.domain.architectures import QUANTIZED_LAYERS
 from ordering_svc.domain.ordering import MAX_FILE_BYTES, AdapterKind
 from ordering_svc.domain.positions import positions_in
 from ordering_svc.domain.problem_codes import CODES
+from ordering_svc.domain.problems import Problem
 from ordering_svc.errors import OrderingServiceError
 from ordering_svc.judge import Against, Judge
 from ordering_svc.lint.findings import Finding, Format, written
@@ -58,6 +60,9 @@ def lint(
     quantized: Annotated[
         str | None, typer.Option(metavar="|".join(QUANTIZED_LAYERS), help="Check for this quantized base.")
     ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option(metavar="CODE", help="Leave out warnings with this code; repeatable.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as problems.")] = False,
     _codes: Annotated[
         bool,
@@ -67,6 +72,9 @@ def lint(
     """Judge ordering files."""
     if quantized is not None and quantized not in QUANTIZED_LAYERS:
         raise typer.BadParameter(f"--quantized {quantized}: there are lists for {', '.join(QUANTIZED_LAYERS)}")
+    for code in ignore or ():
+        if code not in CODES:
+            raise typer.BadParameter(f"--ignore {code}: there is no such code; --codes explains all")
     if adapters is not None and not adapters.is_dir():
         raise typer.BadParameter(f"--adapters {adapters}: there is no such folder")
     against = Against(
@@ -81,7 +89,7 @@ def lint(
     unusable = False
     for path in files:
         try:
-            findings += _judged(path, against)
+            findings += (each for each in _judged(path, against) if _is_wanted(each.problem, ignore or ()))
             judged.append(str(path))
         except OSError as error:
             unusable = True
@@ -98,6 +106,11 @@ def lint(
         raise typer.Exit(EXIT_UNUSABLE)
     if errors or (strict and warnings):
         raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _is_wanted(problem: Problem, ignored: Sequence[str]) -> bool:
+    """Errors always are: an ordering that cannot work is no matter of taste."""
+    return problem.is_error or problem.code not in ignored
 
 
 def _judged(path: Path, against: Against) -> list[Finding]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ordering_svc.domain.ordering import digest_of
 from ordering_svc.errors import ModelConfigInvalid
 from ordering_svc.model_config.gguf_header import ArrayLength, GgufHeader, read_gguf_header
-from ordering_svc.model_config.model import Model, structure_of
+from ordering_svc.model_config.model import Model, hidden_size_of, structure_of
 
 # Mistral files call themselves llama, and their modules are the same.
 MODEL_TYPES: Mapping[str, str] = {"phi2": "phi"}
@@ -34,7 +34,7 @@ def model_of_gguf(path: Path, model_id: str) -> Model:
     """
     config = config_of_gguf(read_gguf_header(path), path.name)
     digest = digest_of(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
-    return Model(structure_of(config, path.name), digest, model_id)
+    return Model(structure_of(config, path.name), digest, model_id, hidden_size_of(config))
 
 
 def config_of_gguf(header: GgufHeader, source: str) -> Mapping[str, object]:

@@ -21,6 +21,7 @@ class Model:
     structure: ModelStructure
     config_digest: str  # SHA-256 in hex: of the bytes of `config.json`, or of the canonical JSON of GGUF metadata
     model_id: str  # the id or path that names it; empty for a config that came as text
+    hidden_size: int | None = None  # None: the config does not say it
 
 
 def model_of_config(text: bytes, model_id: str, source: str) -> Model:
@@ -30,7 +31,14 @@ def model_of_config(text: bytes, model_id: str, source: str) -> Model:
         ModelConfigInvalid: it is not JSON, or lacks the model type or the number of layers.
         ArchitectureUnknown: there is no table for its model type.
     """
-    return Model(structure_of(_parsed(text, source), source), digest_of(text), model_id)
+    config = _parsed(text, source)
+    return Model(structure_of(config, source), digest_of(text), model_id, hidden_size_of(config))
+
+
+def hidden_size_of(config: Mapping[str, object]) -> int | None:
+    """The width of the hidden states, if the config says it."""
+    size = config.get("hidden_size")
+    return size if type(size) is int and size > 0 else None
 
 
 def structure_of(config: Mapping[str, object], source: str) -> ModelStructure:

@@ -12,6 +12,7 @@ from ordering_svc.domain import problem_codes
 from ordering_svc.domain.ordering import AdapterKind
 from ordering_svc.domain.problem_codes import CODES
 from ordering_svc.domain.problems import Severity
+from ordering_svc.model_config.reader import ModelText
 from tests.ordering_svc.small_world import HIDDEN, LAYERS, Adapter, World, lora_tensors, write_safetensors
 
 Spoil = Callable[[Any], Any]  # of a World
@@ -200,6 +201,13 @@ def test_a_layer_that_a_lora_leaves_out_is_only_a_warning(tmp_path: Path) -> Non
     world.write(tmp_path)
     (problem,) = world.problems(tmp_path)
     assert (problem.code, problem.severity) == ("LAYER_NOT_IN_ANY_ADAPTER", Severity.WARNING)
+
+
+def test_a_config_alone_tells_the_hidden_size(tmp_path: Path) -> None:
+    world = World()
+    world.write(tmp_path)
+    model = ModelText('{"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 9}')
+    assert [problem.code for problem in world.problems(tmp_path, model)] == ["XLORA_HIDDEN_SIZE"]
 
 
 def test_a_rank_pattern_that_is_right_is_no_problem(tmp_path: Path) -> None:

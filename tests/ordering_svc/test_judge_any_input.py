@@ -79,7 +79,7 @@ def test_no_combination_of_headers_makes_the_judgement_fail(
         [NamedAdapter("a", "order[0]", 0, AdapterFiles("a", config, tensors, ("README.md",)))],
     )
     checkpoint = CheckpointHeader("model.safetensors", {"lm_head": None, next(iter(LAYERS)): (8, 8)}, "Q4_0", 4.5)
-    expectations = Expectations(kind, ModelStructure("llama", 2), "", "e/f", checkpoint, headers)
+    expectations = Expectations(kind, ModelStructure("llama", 2), "", "e/f", 8, checkpoint, headers)
     for problem in validate_file(json.dumps(document).encode(), expectations):
         assert problem.code in CODES
         assert problem.message.encode()

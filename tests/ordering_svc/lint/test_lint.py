@@ -73,6 +73,8 @@ def test_warnings_fail_only_when_told_to_be_strict(files: Path) -> None:
     (files / "warned.json").write_text(GOOD.replace('"base_model_id"', '"extra": 1, "base_model_id"'))
     assert run("warned.json")[0] == 0
     assert run("warned.json", "--strict")[0] == 1
+    assert run("warned.json", "--strict", "--ignore", "UNKNOWN_KEY") == (0, "", "files: 1, errors: 0, warnings: 0\n")
+    assert run("bad.json", "--ignore", "ORDER_DUPLICATE")[0] == 1  # an error stays one
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,7 @@ def test_warnings_fail_only_when_told_to_be_strict(files: Path) -> None:
         (".",),
         ("good.json", "--format", "xml"),
         ("good.json", "--quantized", "bert"),
+        ("good.json", "--ignore", "NO_SUCH_CODE"),
         ("good.json", "--adapters", "nowhere"),
         ("good.json", "--model", "./nowhere"),
         ("good.json", "--model", "config.json"),
