@@ -82,7 +82,10 @@ class ServedModel:
 
     def run(self, token_ids: Seq[int], selection: Selection, chunks: Seq[int]) -> tuple[Tensor, Tensor | None]:
         """Logits [n, vocab_size] and scalings [n, layers, experts] of all positions, computed in chunks."""
-        mixture = self.mixture(selection)
+        return self.run_mixture(token_ids, self.mixture(selection), chunks)
+
+    def run_mixture(self, token_ids: Seq[int], mixture: Mixture, chunks: Seq[int]) -> tuple[Tensor, Tensor | None]:
+        """The same without names and leases."""
         sequence = self.start(token_ids, mixture)
         results = [self.step([(sequence, mixture, count)])[0] for count in chunks]
         self.finish(sequence)

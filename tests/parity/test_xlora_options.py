@@ -1,0 +1,101 @@
+"""Every option of X-LoRA against PEFT's forward pass in float32, on a small random model.
+
+The bars are 1e-3 on logits and 1e-4 on scalings; what is found is 1e-5 and less, for logits of size 1 and more.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from inference_svc.adapters import selection
+from inference_svc.adapters.base_model import AdapterLimits
+from inference_svc.adapters.xlora import load_xlora
+from inference_svc.kernels.reference import ReferenceKernels
+from tests.inference_svc.weights.tiny_llama import write_tiny_llama_gguf
+from tests.parity.served import ServedModel
+from tests.parity.xlora_oracle import FFN, HIDDEN, KV, LAYERS, Expert, Mixture, mixtures, peft_answer
+
+LOGITS_BAR, SCALINGS_BAR = 1e-3, 1e-4
+TOKEN_IDS = [3, 17, 44, 8, 91, 23, 60, 5, 77, 12, 31, 2]
+# Whole, and as it is served: a prompt in two chunks, then token by token.
+CHUNKS = ((12,), (5, 3, 1, 1, 1, 1))
+# Transformers warns of a name of its own that PEFT still uses.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("model") / "tiny.gguf"
+
+
+@pytest.fixture(scope="module")
+def oracle(gguf: Path) -> Any:
+    """The same weights in transformers."""
+    weights = write_tiny_llama_gguf(gguf, hidden=HIDDEN, heads=4, kv_heads=2, layers=LAYERS, ffn=FFN, vocab=96)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2 * KV // 16,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    model = LlamaForCausalLM(config).eval()
+    tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+    model.load_state_dict(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    return model
+
+
+@pytest.fixture(scope="module")
+def served(gguf: Path, oracle: Any) -> ServedModel:
+    return ServedModel(gguf, ReferenceKernels(batch_invariant=False))
+
+
+@given(mixture=mixtures())
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_every_combination_of_options_computes_what_peft_computes(
+    served: ServedModel, oracle: Any, mixture: Mixture
+) -> None:
+    with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
+        # PEFT advises against some of the combinations.
+        warnings.filterwarnings("ignore", message=".*`enable_softmax_topk`.*")
+        folders = {layout: mixture.write(Path(root), layout) for layout in mixture.layouts}
+        logits, scalings = peft_answer(oracle, mixture, folders["original"], TOKEN_IDS)
+        rows = {path: row for row, path in enumerate(mixture.paths)}
+        for layout, folder in folders.items():
+            ordering = (mixture.order, rows) if layout == "original" else ((), {})
+            loaded = load_xlora(folder, *ordering, served.registry.base, AdapterLimits())
+            xlora = selection.Mixture(xlora=selection.XLoraMixture(loaded.bank, loaded.classifier))
+            for chunks in CHUNKS:
+                ours, applied = served.run_mixture(TOKEN_IDS, xlora, chunks)
+                assert applied is not None
+                assert (applied - scalings).abs().max() <= SCALINGS_BAR
+                assert (ours - logits).abs().max() <= LOGITS_BAR
+
+
+def test_the_mixtures_of_this_test_really_change_the_logits(served: ServedModel, oracle: Any, tmp_path: Path) -> None:
+    config = {
+        "enable_softmax": True,
+        "enable_softmax_topk": False,
+        "softmax_temperature": 1.0,
+        "top_k_lora": None,
+        "scaling_pass_value": 0.0,
+        "global_scaling_weight": 1.0,
+        "xlora_dropout_p": 0.2,
+    }
+    experts = (Expert(2, ("self_attn.q_proj", "mlp.up_proj")), Expert(3, ("self_attn.v_proj",)))
+    mixture = Mixture(experts, config, depth=2, size=8, use_bias=True, relu=True, inner_step=3, seed=1)
+    logits, _ = peft_answer(oracle, mixture, mixture.write(tmp_path, "original"), TOKEN_IDS)
+    base, _ = served.run_mixture(TOKEN_IDS, selection.Mixture(), (12,))
+    assert (logits - base).abs().max() > 100 * LOGITS_BAR
