@@ -9,6 +9,10 @@ OrderingServiceError
 │   ├── ModelConfigInvalid      the config cannot be read, or lacks something
 │   ├── ArchitectureUnknown
 │   ├── TargetModulesUnmatched
+│   ├── NoModuleSelected
+│   ├── TargetModuleUnsupported
+│   ├── PatternInvalid          a regular expression that cannot be compiled
+│   ├── PatternTooCostly        a regular expression that takes too long
 │   └── TooManyLayers
 ├── NotFound                                                                      NOT_FOUND
 │   ├── OrderingNotFound
@@ -124,17 +128,63 @@ class TargetModulesUnmatched(InvalidRequest):
 
     reason = "TARGET_MODULE_UNMATCHED"
 
-    def __init__(self, unmatched: Sequence[tuple[int, str]], architecture: str, available: Sequence[str]) -> None:
+    def __init__(
+        self, unmatched: Sequence[tuple[int, str]], architecture: str, available: Sequence[str], where: str = ""
+    ) -> None:
         there = ", ".join(available)
         violations = [
             Violation(
                 f"target_modules[{index}]",
-                f"{target!r} matches no module of a {architecture} model; there are {there}",
+                f"{target!r} matches no module of a {architecture} model{where}; there are {there}",
                 self.reason,
             )
             for index, target in unmatched
         ]
         super().__init__(violations, target_module=unmatched[0][1], architecture=architecture, available=there)
+
+
+class NoModuleSelected(_OneField):
+    """No module is left to carry an adapter."""
+
+    reason = "TARGET_MODULE_UNMATCHED"
+
+    def __init__(self, description: str) -> None:
+        super().__init__("target_modules", description)
+
+
+class TargetModuleUnsupported(_OneField):
+    """Modules are selected that no adapter can sit on, for instance norms or whole blocks."""
+
+    reason = "TARGET_MODULE_UNSUPPORTED"
+
+    def __init__(self, paths: Sequence[str], architecture: str, available: Sequence[str]) -> None:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        super().__init__(
+            "target_modules",
+            f"selects {paths[0]}{more}, which cannot carry an adapter in a {architecture} model; what can is"
+            f" {', '.join(available)}",
+            module=paths[0],
+        )
+
+
+class PatternInvalid(_OneField):
+    """A regular expression that cannot be compiled; `position` is where, if it is known."""
+
+    reason = "PATTERN_INVALID"
+
+    def __init__(self, field: str, pattern: str, fault: str, position: int | None) -> None:
+        where = f" at position {position}" if position is not None else ""
+        super().__init__(
+            field,
+            f"{pattern!r} is not a regular expression: {fault}{where}",
+            **({} if position is None else {"position": str(position)}),
+        )
+
+
+class PatternTooCostly(_OneField):
+    """Regular expressions that take too long, or too much memory."""
+
+    reason = "PATTERN_TOO_COSTLY"
 
 
 class TooManyLayers(_OneField):

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
+from ordering_svc.domain.architectures import TRANSFORMERS_VERSION
+from ordering_svc.domain.derivation import Derivation, derive
 from ordering_svc.domain.generation import generate
-from ordering_svc.domain.ordering import AdapterKind, OrderingDocument
-from ordering_svc.domain.ordering_json import render_file
+from ordering_svc.domain.naming import resource_name
+from ordering_svc.domain.ordering import AdapterKind, Ordering, OrderingDocument, Provenance
+from ordering_svc.domain.ordering_json import parse_file, render_file
+from ordering_svc.domain.path_patterns import MatchesPaths
 from ordering_svc.domain.problems import Problem
-from ordering_svc.domain.validation import Expectations, validate_document
+from ordering_svc.domain.target_selection import TargetSelection
+from ordering_svc.domain.validation import Expectations, validate_document, validate_parsed
 from ordering_svc.errors import InvalidValue
 from ordering_svc.judge import Against, Judge
 from ordering_svc.model_config.model import Model
 from ordering_svc.model_config.reader import ModelSource
-from ordering_svc.persistence.store import OrderingStore
-from ordering_svc.stored_orderings import StoredOrderings, refuse_errors
+from ordering_svc.patterns.bounded import match_paths
+from ordering_svc.persistence.store import PLAIN, OrderingStore, WriteRequest
+from ordering_svc.stored_orderings import Destination, StoredOrderings, refuse_errors
 
 
 class ReadsModels(Protocol):
@@ -29,21 +36,42 @@ class ReadsModels(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """The model and the modules to make an ordering for."""
+    """The model and the modules to make an ordering for, and where to store it, if it is stored."""
 
     model: ModelSource
-    target_modules: Sequence[str]
+    selection: TargetSelection
     adapter_names: Sequence[str]
     base_model_id: str | None  # None: what names the model
+    destination: Destination | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """A document that was made, also as a file, and the model it was made from."""
+    """A document that was made, also as a file, what it was made from, and what was stored."""
 
     document: OrderingDocument
     file: bytes
-    model: Model
+    architecture: str
+    config_digest: str
+    stored: Ordering | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DerivationRequest:
+    """The ordering to start from, what to change in it, and where to store it, if it is stored."""
+
+    name: str
+    derivation: Derivation
+    destination: Destination | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A file that was made from another one, and what was stored."""
+
+    document: OrderingDocument
+    file: bytes
+    stored: Ordering | None = None
 
 
 Judged = str | OrderingDocument | bytes  # a resource name, a document, or a file
@@ -60,25 +88,81 @@ class ValidationRequest:
 class Orderings(StoredOrderings):
     """All use cases: those over a store, and those that also read models."""
 
-    def __init__(self, store: OrderingStore, models: ReadsModels, judge: Judge, service_version: str) -> None:
+    def __init__(
+        self,
+        store: OrderingStore,
+        models: ReadsModels,
+        judge: Judge,
+        service_version: str,
+        match: MatchesPaths = match_paths,
+    ) -> None:
         super().__init__(store, service_version)
         self._models = models
         self._judge = judge
+        self._match = match
 
-    def generate(self, request: GenerationRequest) -> Generated:
-        """Make a document; nothing is stored.
+    def generate(self, request: GenerationRequest, how: WriteRequest = PLAIN) -> Generated:
+        """Make a document from a model's config, and store it if a destination is given.
 
         Raises:
-            InvalidRequest: the architecture is unknown, a target matches nothing, the result would have problems.
+            InvalidRequest: the architecture is unknown, what is selected does not fit, the result would have problems.
             ModelNotFound, PathNotAllowed, HubUnavailable: the model's config cannot be read.
+            OrderingServiceError: of the destination, as for `store_made`.
         """
+        answered = self.remembered(how) if request.destination is not None else None
+        if answered is not None:
+            revision = answered.revision
+            architecture = json.loads(revision.provenance.arguments)["architecture"]
+            document = parse_file(revision.file).document
+            return Generated(document, revision.file, architecture, revision.provenance.config_digest, answered)
         model = self._models.read(request.model)
         base_model_id = model.model_id if request.base_model_id is None else request.base_model_id
         if not base_model_id:
             raise InvalidValue("base_model_id", "the text of a config does not name its model: give base_model_id")
-        document = generate(model.structure, request.target_modules, request.adapter_names, base_model_id)
+        document = generate(
+            model.structure, request.selection, request.adapter_names, base_model_id, self._match
+        )
         refuse_errors(validate_document(document, Expectations()), "document.")
-        return Generated(document, render_file(document), model)
+        file = render_file(document)
+        made = Generated(document, file, model.structure.architecture, model.config_digest)
+        if request.destination is None:
+            return made
+        arguments = {"architecture": model.structure.architecture} | {
+            name: value for name, value in asdict(request.selection).items() if value
+        }
+        provenance = Provenance(
+            "generated",
+            config_digest=model.config_digest,
+            model=model.model_id,
+            arguments=json.dumps(arguments),
+            module_order=f"transformers {TRANSFORMERS_VERSION}",
+        )
+        return replace(made, stored=self.store_made(request.destination, file, provenance, how))
+
+    def derive(self, request: DerivationRequest, how: WriteRequest = PLAIN) -> Derived:
+        """Make a file from a stored one, and store it if a destination is given.
+
+        Raises:
+            InvalidName, OrderingNotFound, RevisionNotFound: of the ordering to start from.
+            InvalidRequest: the change does not fit what is there, or the result would have problems.
+            OrderingServiceError: of the destination, as for `store_made`.
+        """
+        answered = self.remembered(how) if request.destination is not None else None
+        if answered is not None:
+            return Derived(parse_file(answered.revision.file).document, answered.revision.file, answered)
+        start = self.get(request.name)
+        file = derive(start.revision.file, request.derivation)
+        parsed = parse_file(file)
+        refuse_errors(validate_parsed(parsed, Expectations(start.metadata.kind)), "document.")
+        made = Derived(parsed.document, file)
+        if request.destination is None:
+            return made
+        provenance = Provenance(
+            "derived",
+            source=f"{resource_name(start.ordering_id)}@{start.revision.number}",
+            arguments=json.dumps({name: value for name, value in asdict(request.derivation).items() if value}),
+        )
+        return replace(made, stored=self.store_made(request.destination, file, provenance, how))
 
     def validate(self, request: ValidationRequest) -> tuple[Problem, ...]:
         """Every problem of a document, in document order.

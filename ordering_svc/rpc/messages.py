@@ -8,6 +8,9 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from loramux.ordering.v1 import ordering_pb2, ordering_service_pb2
+from ordering_svc.domain.derivation import Derivation
+from ordering_svc.domain.target_selection import ALL_LINEAR, TargetSelection
+from ordering_svc.errors import InvalidValue
 from ordering_svc.domain.changes import ChangeBatch, ChangeType, OrderingChange
 from ordering_svc.domain.diff import Difference
 from ordering_svc.domain.metadata_validation import MetadataChange
@@ -25,7 +28,14 @@ from ordering_svc.domain.ordering_json import parse_file
 from ordering_svc.domain.problems import Problem, Severity
 from ordering_svc.judge import Against
 from ordering_svc.model_config.reader import HubModel, LocalModel, ModelSource, ModelText
-from ordering_svc.orderings import Generated, GenerationRequest, Judged, ValidationRequest
+from ordering_svc.orderings import (
+    DerivationRequest,
+    Derived,
+    Generated,
+    GenerationRequest,
+    Judged,
+    ValidationRequest,
+)
 from ordering_svc.persistence.store import WriteRequest
 from ordering_svc.stored_orderings import Destination, ListRequest
 
@@ -134,13 +144,47 @@ def decode_destination(message: ordering_pb2.Destination) -> Destination:
 
 
 def decode_generation(request: ordering_service_pb2.GenerateOrderingRequest) -> GenerationRequest:
-    """The model and modules to make an ordering for."""
+    """The model and modules to make an ordering for. Raises InvalidValue if the modules are named twice or not at all."""
+    if bool(request.target_modules) == request.HasField("targets"):
+        raise InvalidValue("targets", "name the modules once: either in targets, or in target_modules")
+    named = tuple(request.target_modules)
+    selection = TargetSelection(
+        target_modules=named or _decode_modules(request.targets),
+        exclude_modules=_decode_modules(request.exclude_modules) if request.HasField("exclude_modules") else (),
+        layers_to_transform=tuple(request.layers_to_transform),
+        layers_pattern=tuple(request.layers_pattern),
+    )
+    if request.exclude_modules.all_linear:
+        raise InvalidValue("exclude_modules", "all_linear says nothing here: name modules, or give a pattern")
     return GenerationRequest(
         model=decode_model(request.model),
-        target_modules=tuple(request.target_modules),
+        selection=selection,
         adapter_names=tuple(request.adapter_names),
         base_model_id=request.base_model_id if request.HasField("base_model_id") else None,
+        destination=decode_destination(request.destination) if request.HasField("destination") else None,
     )
+
+
+def _decode_modules(message: ordering_pb2.ModuleSelection) -> tuple[str, ...] | str:
+    """As in PEFT's LoraConfig: a list, or a string that is a pattern or stands for all linear layers."""
+    match message.WhichOneof("selection"):
+        case "names":
+            return tuple(message.names.names)
+        case "pattern":
+            return message.pattern
+        case _:
+            return ALL_LINEAR
+
+
+def decode_derivation(request: ordering_service_pb2.DeriveOrderingRequest) -> DerivationRequest:
+    """The ordering to start from, and what to change in it."""
+    derivation = Derivation(
+        adapter_names=tuple(request.adapter_names.names) if request.HasField("adapter_names") else None,
+        add_preload=tuple(PreloadAdapter(a.name, a.adapter_model_id) for a in request.add_preload_adapters),
+        remove_preload=tuple(request.remove_preload_adapters),
+    )
+    destination = decode_destination(request.destination) if request.HasField("destination") else None
+    return DerivationRequest(request.name, derivation, destination)
 
 
 def decode_validation(request: ordering_service_pb2.ValidateOrderingRequest) -> ValidationRequest:
@@ -222,12 +266,22 @@ def encode_document(document: OrderingDocument) -> ordering_pb2.OrderingDocument
 
 
 def encode_generated(generated: Generated) -> ordering_service_pb2.GenerateOrderingResponse:
-    """The document, its file, and what it was made from."""
+    """The document, its file, what it was made from, and what was stored."""
     return ordering_service_pb2.GenerateOrderingResponse(
         document=encode_document(generated.document),
         json=generated.file,
-        architecture=generated.model.structure.architecture,
-        config_digest=generated.model.config_digest,
+        architecture=generated.architecture,
+        config_digest=generated.config_digest,
+        ordering=None if generated.stored is None else encode_ordering(generated.stored),
+    )
+
+
+def encode_derived(derived: Derived) -> ordering_service_pb2.DeriveOrderingResponse:
+    """The document, its file, and what was stored."""
+    return ordering_service_pb2.DeriveOrderingResponse(
+        document=encode_document(derived.document),
+        json=derived.file,
+        ordering=None if derived.stored is None else encode_ordering(derived.stored),
     )
 
 

@@ -183,9 +183,19 @@ class OrderingServicer(ordering_service_pb2_grpc.OrderingServiceServicer):
         self, request: ordering_service_pb2.GenerateOrderingRequest, _context: Context
     ) -> ordering_service_pb2.GenerateOrderingResponse:
         def work() -> ordering_service_pb2.GenerateOrderingResponse:
-            return messages.encode_generated(self._orderings.generate(messages.decode_generation(request)))
+            made = self._orderings.generate(messages.decode_generation(request), messages.decode_write(request))
+            return messages.encode_generated(made)
 
         return await _on(self._models, work)
+
+    async def DeriveOrdering(  # noqa: N802
+        self, request: ordering_service_pb2.DeriveOrderingRequest, _context: Context
+    ) -> ordering_service_pb2.DeriveOrderingResponse:
+        def work() -> ordering_service_pb2.DeriveOrderingResponse:
+            made = self._orderings.derive(messages.decode_derivation(request), messages.decode_write(request))
+            return messages.encode_derived(made)
+
+        return await _on(self._storage, work)
 
     async def ValidateOrdering(  # noqa: N802
         self, request: ordering_service_pb2.ValidateOrderingRequest, _context: Context

@@ -379,7 +379,7 @@ class FakeOrdering(FakeHistory):
         self.seen.append(request)
         document = ordering_pb2.OrderingDocument(base_model_id=request.base_model_id)
         document.order.names.extend(request.adapter_names)
-        for row, target in enumerate(request.target_modules):
+        for row, target in enumerate(request.targets.names.names):
             document.layers.rows.add(path=f"model.layers.0.self_attn.{target}", row=row)
         content = {
             "order": list(request.adapter_names),
@@ -388,6 +388,21 @@ class FakeOrdering(FakeHistory):
         }
         return ordering_service_pb2.GenerateOrderingResponse(
             document=document, json=json.dumps(content).encode(), architecture="llama", config_digest="c0"
+        )
+
+    def DeriveOrdering(  # noqa: N802
+        self, request: ordering_service_pb2.DeriveOrderingRequest, context: grpc.ServicerContext
+    ) -> ordering_service_pb2.DeriveOrderingResponse:
+        self.seen.append(request)
+        document = ordering_pb2.OrderingDocument(base_model_id="m", order=request.adapter_names)
+        content = {"order": list(request.adapter_names.names), "base_model_id": "m"}
+        stored = None
+        if request.HasField("destination"):
+            stored = ordering_pb2.Ordering(
+                name=f"orderings/{request.destination.ordering_id}", document=document, revision_number=2, etag='"2"'
+            )
+        return ordering_service_pb2.DeriveOrderingResponse(
+            document=document, json=json.dumps(content).encode(), ordering=stored
         )
 
     def ValidateOrdering(  # noqa: N802

@@ -135,11 +135,13 @@ def _called(channel: grpc.Channel, method: str, sent: bytes, *, streams: bool) -
     path = f"/{SERVICE.full_name}/{method}"
     try:
         if streams:
-            call = channel.unary_stream(path)(sent, timeout=0.3)
+            opened: Any = channel.unary_stream(path)
+            call = opened(sent, timeout=0.3)
             next(iter(call), None)
             call.cancel()
         else:
-            channel.unary_unary(path)(sent, timeout=60)
+            call_once: Any = channel.unary_unary(path)
+            call_once(sent, timeout=60)
     except grpc.RpcError as error:
         code = error.code()
         assert isinstance(code, grpc.StatusCode)

@@ -17,6 +17,7 @@ from loramux.cli import (
     ordering,
     ordering_files,
     ordering_history,
+    ordering_making,
     ordering_removal,
     ordering_watch,
     scalings,
@@ -80,10 +81,11 @@ _ORDERING_COMMANDS: Mapping[str, Callable[..., Any]] = {
     "purge": ordering_removal.purge,
     "import": ordering_files.import_file,
     "export": ordering_files.export_file,
-    "generate": ordering_files.generate,
+    "generate": ordering_making.generate,
     "validate": ordering_files.validate,
-    "set-names": ordering_files.set_names,
-    "add-preload": ordering_files.add_preload,
+    "set-names": ordering_making.set_names,
+    "add-preload": ordering_making.add_preload,
+    "remove-preload": ordering_making.remove_preload,
 }
 _ADAPTER_COMMANDS: Mapping[str, Callable[..., Any]] = {
     "list": adapters.list_adapters,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loramux.client.errors import invalid_argument
+from loramux.client.orderings import PreloadAdapter
 
 
 def with_order(content: bytes, names: Sequence[str], source: str) -> bytes:
@@ -17,11 +18,36 @@ def with_order(content: bytes, names: Sequence[str], source: str) -> bytes:
     return _write(document, content)
 
 
-def with_preload(content: bytes, names: Sequence[str], adapter_model_id: str, source: str) -> bytes:
-    """The file with `preload_adapters`, all from one place. Raises InvalidArgument as `with_order`."""
+def with_preload(content: bytes, added: Sequence[PreloadAdapter], source: str) -> bytes:
+    """The file with more `preload_adapters`. Raises InvalidArgument as `with_order`, and for a name that is there."""
     document = _read(content, source)
-    document["preload_adapters"] = [{"name": name, "adapter_model_id": adapter_model_id} for name in names]
+    there = _preload(document, source)
+    taken = [adapter.name for adapter in added if adapter.name in {entry.get("name") for entry in there}]
+    if taken:
+        raise invalid_argument(source, f"preloads {', '.join(taken)} already: remove them first")
+    document["preload_adapters"] = [
+        *there,
+        *({"name": adapter.name, "adapter_model_id": adapter.adapter_model_id} for adapter in added),
+    ]
     return _write(document, content)
+
+
+def without_preload(content: bytes, removed: Sequence[str], source: str) -> bytes:
+    """The file with fewer `preload_adapters`. Raises InvalidArgument as `with_order`, and for a name not there."""
+    document = _read(content, source)
+    there = _preload(document, source)
+    missing = sorted(set(removed) - {str(entry.get("name")) for entry in there})
+    if missing:
+        raise invalid_argument(source, f"does not preload {', '.join(missing)}")
+    document["preload_adapters"] = [entry for entry in there if entry.get("name") not in removed]
+    return _write(document, content)
+
+
+def _preload(document: dict[str, Any], source: str) -> list[dict[str, Any]]:
+    there = document.get("preload_adapters") or []
+    if not isinstance(there, list) or not all(isinstance(entry, dict) for entry in there):
+        raise invalid_argument(source, "has preload_adapters that are no list of objects")
+    return there
 
 
 def _read(content: bytes, source: str) -> dict[str, Any]:

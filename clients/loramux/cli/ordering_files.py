@@ -1,16 +1,14 @@
-"""`loramux ordering import|export|generate|validate|set-names|add-preload`: orderings as files."""
+"""`loramux ordering import|export|validate`: orderings as files."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from loramux.cli.derived_files import with_order, with_preload
 from loramux.cli.ordering import (
     DescriptionOption,
     EtagOption,
@@ -38,7 +36,6 @@ ModelOption = Annotated[
 ]
 
 
-Change = Callable[[bytes], bytes]
 
 
 class Architecture(enum.StrEnum):
@@ -101,28 +98,7 @@ def export_file(
     session = open_session(context, as_json, None, ordering_address)
     with session.client() as client:
         file = client.orderings.export_file(name)
-    _deliver(session, file, output)
-
-
-def generate(
-    context: typer.Context,
-    model: ModelOption,
-    targets: Annotated[str, typer.Option(metavar="A,B,...", help="Target modules, for instance q_proj,v_proj.")],
-    adapters: Annotated[str, typer.Option(metavar="A,B,...", help="Adapter names, in training order.")] = "",
-    base_model_id: Annotated[str | None, typer.Option(help="Written to the file; default: --model.")] = None,
-    output: OutputOption = None,
-    ordering_address: OrderingAddressOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make an ordering file from a model's config and target modules."""
-    session = open_session(context, as_json, None, ordering_address)
-    reference = model_reference(model)
-    if isinstance(reference, ConfigModel):
-        base_model_id = base_model_id or model
-    with session.client() as client, session.err.status("reading the model's config"):
-        made = client.orderings.generate(reference, names(targets), names(adapters), base_model_id=base_model_id)
-    _deliver(session, OrderingFile(made.json, ""), output)
-    session.say(f"{made.architecture}: {len(made.document.layers or {})} layers")
+    deliver(session, file, output)
 
 
 def validate(
@@ -161,33 +137,6 @@ def validate(
         raise typer.Exit(SERVICE_ERROR)
 
 
-def set_names(
-    context: typer.Context,
-    source: SourceArgument,
-    adapters: Annotated[str, typer.Option(metavar="A,B,...", help="The new `order`; for X-LoRA the training order.")],
-    output: OutputOption = None,
-    ordering_address: OrderingAddressOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Replace the adapter names of a file (to --output), or of a stored ordering (a new revision)."""
-    session = open_session(context, as_json, None, ordering_address)
-    _derive(session, source, output, lambda content: with_order(content, names(adapters), source))
-
-
-def add_preload(
-    context: typer.Context,
-    source: SourceArgument,
-    adapters: Annotated[str, typer.Option(metavar="A,B,...", help="Adapters to preload.")],
-    adapter_model_id: Annotated[str, typer.Option(help="Where they live: one folder or hub id for all.")],
-    output: OutputOption = None,
-    ordering_address: OrderingAddressOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Add preload_adapters to a file (to --output), or to a stored ordering (a new revision)."""
-    session = open_session(context, as_json, None, ordering_address)
-    _derive(session, source, output, lambda content: with_preload(content, names(adapters), adapter_model_id, source))
-
-
 def file_named(word: str) -> Path | None:
     """The file of that name; None if the word is the name of a stored ordering.
 
@@ -211,7 +160,7 @@ def model_reference(word: str) -> ModelReference:
     return HubModel(word)
 
 
-def _deliver(session: Session, file: OrderingFile, output: Path | None) -> None:
+def deliver(session: Session, file: OrderingFile, output: Path | None) -> None:
     if output is not None:
         file.save(output)
         session.emit({"path": output, "revision_id": file.revision_id}, lambda _: Text(f"wrote {output}"))
@@ -220,20 +169,3 @@ def _deliver(session: Session, file: OrderingFile, output: Path | None) -> None:
         session.emit({"revision_id": file.revision_id, "document": document}, str)
     else:
         session.write(file.json.decode("utf-8"))
-
-
-def _derive(session: Session, source: str, output: Path | None, change: Change) -> None:
-    if file := file_named(source):
-        _deliver(session, OrderingFile(change(file.read_bytes()), ""), output)
-        return
-    with session.client() as client:
-        if output is not None:
-            _deliver(session, OrderingFile(change(client.orderings.export_file(source).json), ""), output)
-            return
-        if "@" in source:
-            raise typer.BadParameter(f"{source} is one revision; say -o FILE, or name the ordering without it")
-        # The etag guards the very revision that the change is derived from.
-        current = client.orderings.get(source)
-        changed = change(client.orderings.export_file(source, current.revision_number).json)
-        document = OrderingDocument.from_json(changed, source)
-        session.emit(client.orderings.update(source, etag=current.etag, document=document), ordering_table)

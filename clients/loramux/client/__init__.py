@@ -51,6 +51,8 @@ from loramux.client.inference_calls import KvCacheUsage, Model, Tokenization
 from loramux.client.ordering_history import ChangeType, Difference, OrderingChange, OrderingDiff
 from loramux.client.orderings import (
     ConfigModel,
+    DerivedOrdering,
+    Destination,
     GeneratedOrdering,
     HubModel,
     LocalModel,
@@ -97,6 +99,8 @@ __all__ = [
     "FinishReason",
     "FollowedOrdering",
     "GenerateOptions",
+    "DerivedOrdering",
+    "Destination",
     "GeneratedOrdering",
     "Generation",
     "HubModel",

@@ -30,6 +30,7 @@ RETRIED = (
     ORDERINGS + "ListOrderingRevisions",
     ORDERINGS + "ExportOrdering",
     ORDERINGS + "GenerateOrdering",
+    ORDERINGS + "DeriveOrdering",
     ORDERINGS + "ValidateOrdering",
     ORDERINGS + "DiffOrderings",
     ORDERINGS + "WatchOrderings",

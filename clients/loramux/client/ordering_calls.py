@@ -11,16 +11,21 @@ from loramux.client.adapters import AdapterKind, short_name
 from loramux.client.calls import ORDERINGS, AnyCall, Call, Page, PageCall
 from loramux.client.errors import invalid_argument
 from loramux.client.orderings import (
+    DerivedOrdering,
+    Destination,
     GeneratedOrdering,
     ModelReference,
     Ordering,
     OrderingDocument,
     OrderingFile,
+    PreloadAdapter,
     Validation,
+    destination_to_proto,
     document_from_proto,
     document_to_proto,
     kind_to_proto,
     model_to_proto,
+    modules_to_proto,
     ordering_from_proto,
     ordering_resource,
     problem_from_proto,
@@ -197,23 +202,77 @@ def export_ordering(name: str, revision: str | int | None) -> AnyCall[OrderingFi
 
 
 def generate_ordering(
-    model: ModelReference, target_modules: Sequence[str], adapter_names: Sequence[str], base_model_id: str | None
+    model: ModelReference,
+    targets: Sequence[str] | str,
+    adapter_names: Sequence[str],
+    base_model_id: str | None,
+    *,
+    exclude: Sequence[str] | str,
+    layers_to_transform: Sequence[int],
+    layers_pattern: Sequence[str],
+    destination: Destination | None,
+    options: WriteOptions,
 ) -> AnyCall[GeneratedOrdering]:
-    """Makes a document from a model's config; stores nothing."""
+    """Makes a document from a model's config, and stores it if there is a destination."""
     request = ordering_service_pb2.GenerateOrderingRequest(
         model=model_to_proto(model),
-        target_modules=target_modules,
+        targets=modules_to_proto(targets),
+        exclude_modules=modules_to_proto(exclude) if exclude else None,
+        layers_to_transform=layers_to_transform,
+        layers_pattern=layers_pattern,
         adapter_names=adapter_names,
         base_model_id=base_model_id,
+        destination=None if destination is None else destination_to_proto(destination),
+        **write_fields(options),
     )
     return Call(
-        ORDERINGS + "GenerateOrdering", request, ordering_service_pb2.GenerateOrderingResponse, _generated, slow=True
+        ORDERINGS + "GenerateOrdering",
+        request,
+        ordering_service_pb2.GenerateOrderingResponse,
+        lambda answer: GeneratedOrdering(
+            document_from_proto(answer.document),
+            answer.json,
+            answer.architecture,
+            answer.config_digest,
+            _stored(answer),
+        ),
+        slow=True,
     )
 
 
-def _generated(answer: ordering_service_pb2.GenerateOrderingResponse) -> GeneratedOrdering:
-    document = document_from_proto(answer.document)
-    return GeneratedOrdering(document, answer.json, answer.architecture, answer.config_digest)
+def derive_ordering(
+    name: str,
+    *,
+    adapter_names: Sequence[str] | None,
+    add_preload: Sequence[PreloadAdapter],
+    remove_preload: Sequence[str],
+    destination: Destination | None,
+    options: WriteOptions,
+) -> AnyCall[DerivedOrdering]:
+    """Makes a document from a stored one, and stores it if there is a destination."""
+    request = ordering_service_pb2.DeriveOrderingRequest(
+        name=ordering_resource(name),
+        adapter_names=None if adapter_names is None else ordering_pb2.AdapterNames(names=adapter_names),
+        add_preload_adapters=[
+            ordering_pb2.PreloadAdapter(name=entry.name, adapter_model_id=entry.adapter_model_id)
+            for entry in add_preload
+        ],
+        remove_preload_adapters=remove_preload,
+        destination=None if destination is None else destination_to_proto(destination),
+        **write_fields(options),
+    )
+    return Call(
+        ORDERINGS + "DeriveOrdering",
+        request,
+        ordering_service_pb2.DeriveOrderingResponse,
+        lambda answer: DerivedOrdering(document_from_proto(answer.document), answer.json, _stored(answer)),
+    )
+
+
+def _stored(
+    answer: ordering_service_pb2.GenerateOrderingResponse | ordering_service_pb2.DeriveOrderingResponse,
+) -> Ordering | None:
+    return ordering_from_proto(answer.ordering) if answer.HasField("ordering") else None
 
 
 def validate_ordering(

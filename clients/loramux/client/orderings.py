@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import enum
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,10 @@ from typing import Any
 from loramux.client.adapters import AdapterKind, short_name
 from loramux.client.errors import broken_answer, invalid_argument
 from loramux.ordering.v1 import ordering_pb2
+
+
+ALL_LINEAR = "all-linear"
+"""PEFT's word for every linear layer but the output head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,30 @@ class GeneratedOrdering:
     json: bytes
     architecture: str
     config_digest: str
+    ordering: Ordering | None = None
+    """What was stored, if a destination was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedOrdering:
+    """What DeriveOrdering made: the document, the same as a file, and what was stored."""
+
+    document: OrderingDocument
+    json: bytes
+    ordering: Ordering | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a document that was made is stored; metadata that is None stays as it is, or empty for a new ordering."""
+
+    id: str
+    allow_existing: bool = False
+    etag: str | None = None
+    kind: AdapterKind | None = None
+    adapter_model_id: str | None = None
+    description: str | None = None
+    labels: Mapping[str, str] | None = None
 
 
 class Severity(enum.StrEnum):
@@ -191,6 +219,28 @@ def kind_to_proto(kind: AdapterKind | None) -> ordering_pb2.AdapterKind.ValueTyp
     if kind is None:
         return ordering_pb2.ADAPTER_KIND_UNSPECIFIED
     return ordering_pb2.ADAPTER_KIND_XLORA if kind is AdapterKind.XLORA else ordering_pb2.ADAPTER_KIND_LORA
+
+
+def destination_to_proto(destination: Destination) -> ordering_pb2.Destination:
+    """The message for a destination: what is None stays absent."""
+    return ordering_pb2.Destination(
+        ordering_id=short_name(destination.id),
+        allow_existing=destination.allow_existing,
+        etag=destination.etag,
+        kind=None if destination.kind is None else kind_to_proto(destination.kind),
+        adapter_model_id=destination.adapter_model_id,
+        description=destination.description,
+        labels=None if destination.labels is None else ordering_pb2.Labels(labels=destination.labels),
+    )
+
+
+def modules_to_proto(modules: Sequence[str] | str) -> ordering_pb2.ModuleSelection:
+    """The message for module names, as PEFT takes them: a list, a regular expression, or `all-linear`."""
+    if not isinstance(modules, str):
+        return ordering_pb2.ModuleSelection(names=ordering_pb2.ModuleNames(names=modules))
+    if modules.lower() == ALL_LINEAR:
+        return ordering_pb2.ModuleSelection(all_linear=True)
+    return ordering_pb2.ModuleSelection(pattern=modules)
 
 
 def document_to_proto(document: OrderingDocument) -> ordering_pb2.OrderingDocument:

@@ -15,11 +15,14 @@ from loramux.client.changes import ChangeReader, OnOutage
 from loramux.client.ordering_calls import OrderingSource, WriteOptions
 from loramux.client.ordering_history import OrderingDiff
 from loramux.client.orderings import (
+    DerivedOrdering,
+    Destination,
     GeneratedOrdering,
     ModelReference,
     Ordering,
     OrderingDocument,
     OrderingFile,
+    PreloadAdapter,
     Validation,
 )
 
@@ -188,13 +191,59 @@ class AsyncOrderingApi:
     async def generate(
         self,
         model: ModelReference,
-        targets: Sequence[str],
+        targets: Sequence[str] | str,
         adapters: Sequence[str] = (),
         *,
         base_model_id: str | None = None,
+        exclude: Sequence[str] | str = (),
+        layers_to_transform: Sequence[int] = (),
+        layers_pattern: Sequence[str] = (),
+        destination: Destination | None = None,
+        **options: Unpack[WriteOptions],
     ) -> GeneratedOrdering:
-        """Makes `layers` from a model's config and target module names; stores nothing."""
-        return await self._connection.run(ordering_calls.generate_ordering(model, targets, adapters, base_model_id))
+        """Makes `layers` from a model's config and target modules; stores the document if a destination is given.
+
+        Targets are as in PEFT's LoraConfig: a list of names, or a string that is a regular expression or `all-linear`.
+        """
+        return await self._connection.run(
+            ordering_calls.generate_ordering(
+                model,
+                targets,
+                adapters,
+                base_model_id,
+                exclude=exclude,
+                layers_to_transform=layers_to_transform,
+                layers_pattern=layers_pattern,
+                destination=destination,
+                options=options,
+            )
+        )
+
+    async def derive(
+        self,
+        name: str,
+        *,
+        adapters: Sequence[str] | None = None,
+        add_preload: Sequence[PreloadAdapter] = (),
+        remove_preload: Sequence[str] = (),
+        destination: Destination | None = None,
+        **options: Unpack[WriteOptions],
+    ) -> DerivedOrdering:
+        """Makes a document from a stored one with other adapter names, or more or fewer preload adapters.
+
+        Only the value of a changed key is written anew: every other byte of the file stays. Stores the document if a
+        destination is given.
+        """
+        return await self._connection.run(
+            ordering_calls.derive_ordering(
+                name,
+                adapter_names=adapters,
+                add_preload=add_preload,
+                remove_preload=remove_preload,
+                destination=destination,
+                options=options,
+            )
+        )
 
     async def validate(
         self,

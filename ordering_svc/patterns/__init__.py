@@ -1,0 +1,1 @@
+"""Runs regular expressions of strangers within bounds."""
