@@ -119,9 +119,7 @@ class Orderings(StoredOrderings):
         base_model_id = model.model_id if request.base_model_id is None else request.base_model_id
         if not base_model_id:
             raise InvalidValue("base_model_id", "the text of a config does not name its model: give base_model_id")
-        document = generate(
-            model.structure, request.selection, request.adapter_names, base_model_id, self._match
-        )
+        document = generate(model.structure, request.selection, request.adapter_names, base_model_id, self._match)
         refuse_errors(validate_document(document, Expectations()), "document.")
         file = render_file(document)
         made = Generated(document, file, model.structure.architecture, model.config_digest)

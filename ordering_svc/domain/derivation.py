@@ -1,8 +1,8 @@
 """Makes an ordering file from another one: new adapter names, or more or fewer adapters to preload.
 
-It does what the reference system's `set_names.py` and `lora_add_preload_adapters.py` do, with one promise more: only the
-value of the changed key is written anew, every other byte of the file stays. A key that the file lacks is added at its
-end. Of a file in the canonical form the result is in the canonical form.
+It does what the reference system's `set_names.py` and `lora_add_preload_adapters.py` do, with one promise more: only
+the value of the changed key is written anew, every other byte of the file stays. A key that the file lacks is added at
+its end. Of a file in the canonical form the result is in the canonical form.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def derive(file: bytes, derivation: Derivation) -> bytes:
             violation each.
     """
     if derivation == Derivation():
-        raise InvalidValue("adapter_names", "nothing to derive: give adapter names, or adapters to preload or to remove")
+        raise InvalidValue("adapter_names", "nothing to derive: give adapter names, or adapters to preload or remove")
     there = parse_file(file).document.preload_adapters or ()
     violations = tuple(_violations(derivation, [adapter.name for adapter in there]))
     if violations:

@@ -24,7 +24,7 @@ class Member:
 def with_value(text: str, key: str, value: object) -> str:
     """The text with `key` set to `value`: in its place where it is there, at the end of the object where it is not.
 
-    The value is written like the text around it: indented if the object is, with non-ASCII letters only if there are some.
+    The value is written like the text around it: indented if the object is, with non-ASCII letters if there are some.
 
     Raises:
         ValueError: the text is no JSON object.

@@ -32,8 +32,6 @@ class PathPattern:
 class MatchesPaths(Protocol):
     """Answers for each pattern which paths it matches; the value is what its group `idx` caught, or None."""
 
-    def __call__(
-        self, patterns: Sequence[PathPattern], paths: Sequence[str]
-    ) -> Sequence[Mapping[str, str | None]]:
+    def __call__(self, patterns: Sequence[PathPattern], paths: Sequence[str]) -> Sequence[Mapping[str, str | None]]:
         """One mapping for each pattern. Raises PatternInvalid and PatternTooCostly."""
         ...

@@ -46,9 +46,7 @@ class TargetSelection:
         if isinstance(self.exclude_modules, str):
             yield PathPattern("exclude_modules", self.exclude_modules)
         for index, text in enumerate(self.layers_pattern):
-            yield PathPattern(
-                f"layers_pattern[{index}]", text, r"(?:^|.*?\.)", r"\.(?P<idx>\d+)\.", is_whole=False
-            )
+            yield PathPattern(f"layers_pattern[{index}]", text, r"(?:^|.*?\.)", r"\.(?P<idx>\d+)\.", is_whole=False)
 
 
 def select_modules(structure: ModelStructure, selection: TargetSelection, match: MatchesPaths) -> tuple[str, ...]:
@@ -172,6 +170,6 @@ def _why_nothing(selection: TargetSelection, structure: ModelStructure, targeted
     there = ", ".join(available_targets(structure))
     example = f"model.layers.0.{structure.layer_modules[0]}"
     return (
-        f"the pattern {shown(selection.target_modules)!r} matches no module of a {structure.architecture} model; a pattern"
-        f" has to match the whole path, for instance {example}; there are {there}"
+        f"the pattern {shown(selection.target_modules)!r} matches no module of a {structure.architecture} model; a"
+        f" pattern has to match the whole path, for instance {example}; there are {there}"
     )

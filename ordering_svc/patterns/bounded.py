@@ -1,8 +1,8 @@
 """Answers which module paths a stranger's regular expressions match, within bounds.
 
-PEFT's rule is that of Python's own engine, look-around and all, so no engine with a linear bound can take its place; and
-that engine holds the interpreter while it runs, so no thread could stop it. It runs in a process of its own that the
-kernel ends when its CPU time or memory is spent. Only requests with a regular expression pay for that process.
+PEFT's rule is that of Python's own engine, look-around and all, so no engine with a linear bound can take its place;
+and that engine holds the interpreter while it runs, so no thread could stop it. It runs in a process of its own that
+the kernel ends when its CPU time or memory is spent. Only requests with a regular expression pay for that process.
 """
 
 from __future__ import annotations

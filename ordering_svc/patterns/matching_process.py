@@ -1,7 +1,8 @@
 """The program of the process that runs regular expressions: standard library only, started by its path.
 
-Reads one JSON object from stdin, `{"patterns": [[expression, is_whole], ...], "paths": [...]}`, and writes one to stdout:
-`{"answers": [[[path number, group idx or null], ...], ...]}` or `{"invalid": [pattern number, fault, position or null]}`.
+Reads one JSON object from stdin, `{"patterns": [[expression, is_whole], ...], "paths": [...]}`, and writes one to
+stdout: `{"answers": [[[path number, group idx or null], ...], ...]}`, or `{"invalid": [pattern number, fault, position
+or null]}`.
 """
 
 from __future__ import annotations

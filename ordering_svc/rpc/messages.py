@@ -8,10 +8,8 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from loramux.ordering.v1 import ordering_pb2, ordering_service_pb2
-from ordering_svc.domain.derivation import Derivation
-from ordering_svc.domain.target_selection import ALL_LINEAR, TargetSelection
-from ordering_svc.errors import InvalidValue
 from ordering_svc.domain.changes import ChangeBatch, ChangeType, OrderingChange
+from ordering_svc.domain.derivation import Derivation
 from ordering_svc.domain.diff import Difference
 from ordering_svc.domain.metadata_validation import MetadataChange
 from ordering_svc.domain.naming import parse_name, resource_name
@@ -26,6 +24,8 @@ from ordering_svc.domain.ordering import (
 )
 from ordering_svc.domain.ordering_json import parse_file
 from ordering_svc.domain.problems import Problem, Severity
+from ordering_svc.domain.target_selection import ALL_LINEAR, TargetSelection
+from ordering_svc.errors import InvalidValue
 from ordering_svc.judge import Against
 from ordering_svc.model_config.reader import HubModel, LocalModel, ModelSource, ModelText
 from ordering_svc.orderings import (
@@ -144,7 +144,7 @@ def decode_destination(message: ordering_pb2.Destination) -> Destination:
 
 
 def decode_generation(request: ordering_service_pb2.GenerateOrderingRequest) -> GenerationRequest:
-    """The model and modules to make an ordering for. Raises InvalidValue if the modules are named twice or not at all."""
+    """The model and modules to make an ordering for. Raises InvalidValue if modules are named twice or not at all."""
     if bool(request.target_modules) == request.HasField("targets"):
         raise InvalidValue("targets", "name the modules once: either in targets, or in target_modules")
     named = tuple(request.target_modules)

@@ -45,7 +45,7 @@ class Generator:
                 self._fill(made, field, depth)
         return made
 
-    def _fill(self, made: Any, field: FieldDescriptor, depth: int) -> None:
+    def _fill(self, made: Any, field: Any, depth: int) -> None:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             made_map = getattr(made, field.name)
             made_map[self._text("labels")] = self._text("labels")
@@ -62,7 +62,7 @@ class Generator:
         else:
             setattr(made, field.name, self._scalar(field))
 
-    def _scalar(self, field: FieldDescriptor) -> Any:
+    def _scalar(self, field: Any) -> Any:
         kinds = FieldDescriptor
         if field.type == kinds.TYPE_STRING:
             return self._text(field.name)
@@ -121,7 +121,8 @@ def test_every_call_is_answered_and_none_is_a_fault_of_the_service(tmp_path: Pat
             answered[method.name, code.name] = answered.get((method.name, code.name), 0) + 1
             if code in FAULTS:
                 faults.append(f"{method.name} -> {code.name}: {sent[:300]!r}")
-        health: Any = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        probe: Any = health_pb2_grpc.HealthStub(channel)
+        health = probe.Check(health_pb2.HealthCheckRequest())
     assert service.process.poll() is None
     service.kill()
     assert not faults, faults[:5]

@@ -18,7 +18,6 @@ from loramux.cli.ordering import (
     PlaceOption,
     RequestIdOption,
     ValidateOnlyOption,
-    names,
     note_validate_only,
     pairs,
 )
@@ -34,8 +33,6 @@ SourceArgument = Annotated[str, typer.Argument(metavar="FILE|ID[@REVISION]", hel
 ModelOption = Annotated[
     str, typer.Option("--model", metavar="PATH|HUB_ID", help="Folder with config.json, .gguf file, or hub id.")
 ]
-
-
 
 
 class Architecture(enum.StrEnum):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -47,9 +47,7 @@ def generate(
     exclude_pattern: Annotated[str | None, typer.Option(metavar="REGEX", help="Instead: by their whole path.")] = None,
     layers: Annotated[str, typer.Option(metavar="0,1,...", help="Only these decoder layers.")] = "",
     layers_pattern: Annotated[str, typer.Option(metavar="A,...", help="What the list of layers is called.")] = "",
-    adapters: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Adapter names, in training order.")
-    ] = None,
+    adapters: Annotated[str | None, typer.Option(metavar="A,B,...", help="Adapter names, in training order.")] = None,
     base_model_id: Annotated[str | None, typer.Option(help="Written to the file; default: --model.")] = None,
     output: OutputOption = None,
     save: SaveOption = None,
@@ -198,6 +196,7 @@ def _derive(
         made = derive(client, where)
         if output is not None:
             deliver(session, OrderingFile(made.json, ""), output)
+        assert made.ordering is not None  # there was a destination
         session.emit(made.ordering, ordering_table)
 
 
@@ -208,7 +207,7 @@ def _asked(may_ask: bool, option: str, question: str, default: str | None = None
     return answer
 
 
-def _list_or_word(targets: str) -> list[str] | str:
+def _list_or_word(targets: str) -> Sequence[str] | str:
     """PEFT's word for all linear layers is no list."""
     return targets if targets.strip().lower() == "all-linear" else names(targets)
 
@@ -217,4 +216,4 @@ def _indices(text: str) -> list[int]:
     try:
         return [int(part) for part in names(text)]
     except ValueError:
-        raise typer.BadParameter(f"--layers {text}: write numbers with commas between them, for instance 0,1,2") from None
+        raise typer.BadParameter(f"--layers {text}: write numbers with commas, for instance 0,1,2") from None

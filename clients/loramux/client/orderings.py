@@ -14,7 +14,6 @@ from loramux.client.adapters import AdapterKind, short_name
 from loramux.client.errors import broken_answer, invalid_argument
 from loramux.ordering.v1 import ordering_pb2
 
-
 ALL_LINEAR = "all-linear"
 """PEFT's word for every linear layer but the output head."""
 

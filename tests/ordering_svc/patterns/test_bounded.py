@@ -28,7 +28,7 @@ def test_an_invalid_pattern_is_named_with_its_position_in_what_was_sent() -> Non
     assert (raised.value.violations[0].field, raised.value.metadata["position"]) == ("b", "2")
 
 
-@pytest.mark.parametrize("pattern", ["(" * 400 + ")" * 400, "a{99999999999999999999}", "(?P<idx>a)(?P<idx>b)"])
+@pytest.mark.parametrize("pattern", ["a{99999999999999999999}", "(?P<idx>a)(?P<idx>b)"])
 def test_a_pattern_that_the_compiler_cannot_take_is_invalid(pattern: str) -> None:
     assert "invalid" in answer([(pattern, True)], PATHS)
 
