@@ -395,6 +395,8 @@ class FakeOrdering(FakeHistory):
     ) -> ordering_service_pb2.DeriveOrderingResponse:
         self.seen.append(request)
         document = ordering_pb2.OrderingDocument(base_model_id="m", order=request.adapter_names)
+        if request.add_preload_adapters:
+            document.preload_adapters.adapters.extend(request.add_preload_adapters)
         content = {"order": list(request.adapter_names.names), "base_model_id": "m"}
         stored = None
         if request.HasField("destination"):

@@ -224,7 +224,8 @@ def test_set_names_and_add_preload_make_new_revisions_of_a_stored_ordering(
     run("ordering", "import", "demo.json")
     changed = parsed(run("ordering", "set-names", "demo", "--adapters", "b,a", "--json"))
     assert (changed["document"]["order"], changed["revision_number"]) == (["b", "a"], 2)
-    assert services.ordering.seen[-1].etag == "etag-1"
+    asked = services.ordering.seen[-1]
+    assert (asked.destination.ordering_id, asked.destination.etag) == ("demo", "etag-1")
     run("ordering", "import", "demo.json", "--allow-existing")
     command = ("ordering", "add-preload", "demo", "--adapters", "p,q", "--adapter-model-id", "org/place")
     preload = parsed(run(*command, "--json"))["document"]["preload_adapters"]
