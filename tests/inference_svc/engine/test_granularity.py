@@ -27,7 +27,7 @@ from inference_svc.scheduling.granularity import (
     Granularity,
     RecomputedEvery,
 )
-from tests.inference_svc.engine.crowd import SYSTEM_PROMPT, Solo, answered, request, tiny_registry, under_pressure
+from tests.inference_svc.engine.crowd import SYSTEM_PROMPT, Kind, Solo, answered, request, tiny_registry, under_pressure
 from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
 
 GRANULARITIES: list[Granularity] = [
@@ -66,7 +66,7 @@ def solo(base: BaseModel, registry: AdapterRegistry) -> Iterator[Solo]:
 def xlora_request(
     granularity: Granularity | None, prompt: tuple[int, ...] = SYSTEM_PROMPT, *, name: str = "mixture", new: int = 20
 ) -> GenerationRequest:
-    asked = request(XLoraSelection(name), prompt, new=new, reports=True)
+    asked = request(Kind(XLoraSelection(name)), prompt, new=new, reports=True)
     return dataclasses.replace(asked, xlora=XLoraOptions(granularity))
 
 
@@ -160,7 +160,7 @@ def test_answers_in_a_crowd_and_through_preemption_are_those_alone(
 ) -> None:
     others: list[Selection] = [BaseSelection(), LoraSelection({"red": 1.0}), LoraSelection({"red": 0.75, "blue": 0.5})]
     shuffle = random.Random(every)
-    crowd = [request(kind, (*SYSTEM_PROMPT, tail), new=20, reports=True) for tail, kind in enumerate(others)]
+    crowd = [request(Kind(kind), (*SYSTEM_PROMPT, tail), new=20, reports=True) for tail, kind in enumerate(others)]
     crowd += [
         xlora_request(granularity, (*SYSTEM_PROMPT, *range(shuffle.randrange(12))), name=name)
         for granularity in GRANULARITIES
@@ -190,7 +190,7 @@ def test_a_frozen_answer_never_takes_shared_blocks_of_scalings_that_it_does_not_
     longer = xlora_request(EVERY_TOKEN, (*SYSTEM_PROMPT, *tokens[:50]), new=1)
     Reader(engine, longer).until_the_end()
     under_pressure(engine, every=9)
-    readers = [Reader(engine, what) for what in (request(BaseSelection(), (1, 2), new=80), frozen)]
+    readers = [Reader(engine, what) for what in (request(Kind(BaseSelection()), (1, 2), new=80), frozen)]
     answers = [answered(reader.until_the_end()) for reader in readers]
     assert engine.scheduler.counters.preemptions > 0
     assert answers[1] == solo.answer(frozen)
@@ -237,7 +237,7 @@ def test_options_that_do_not_fit_are_refused_before_the_first_token(
     base: BaseModel, registry: AdapterRegistry, kind: str, options: XLoraOptions, field: str, said: str
 ) -> None:
     kinds: dict[str, Selection] = {"base": BaseSelection(), "lora": LoraSelection({"red": 1.0})}
-    what = dataclasses.replace(request(kinds.get(kind, XLoraSelection(kind)), (1, 2)), xlora=options)
+    what = dataclasses.replace(request(Kind(kinds.get(kind, XLoraSelection(kind))), (1, 2)), xlora=options)
     engine = Engine(base, registry, EngineConfig())
     engine.start()
     with pytest.raises(InvalidRequest, match=said) as caught:
@@ -269,7 +269,7 @@ def test_overrides_are_of_one_request_alone(base: BaseModel, registry: AdapterRe
     assert ((values[1] > 0).sum(-1) == 1).all()
     sharp, plain = (value[: len(SYSTEM_PROMPT)].max(-1).values for value in (values[3], values[0]))
     assert (sharp >= plain).all()
-    base_answer = solo.answer(request(BaseSelection(), SYSTEM_PROMPT, new=20, reports=True))
+    base_answer = solo.answer(request(Kind(BaseSelection()), SYSTEM_PROMPT, new=20, reports=True))
     assert answers[4].tokens == base_answer.tokens
 
 
