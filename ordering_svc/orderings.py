@@ -133,7 +133,7 @@ class Orderings(StoredOrderings):
             config_digest=model.config_digest,
             model=model.model_id,
             arguments=json.dumps(arguments),
-            module_order=f"transformers {TRANSFORMERS_VERSION}",
+            module_order=TRANSFORMERS_VERSION,
         )
         return replace(made, stored=self.store_made(request.destination, file, provenance, how))
 

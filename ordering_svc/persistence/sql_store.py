@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, delete, func, select, update
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from ordering_svc.domain.changes import ChangeBatch, ChangeType
 from ordering_svc.domain.naming import RevisionSelector
 from ordering_svc.domain.ordering import Ordering, OrderingMetadata
-from ordering_svc.errors import OrderingExists, TagNotFound, TooManyTags
+from ordering_svc.errors import DatabaseBusy, OrderingExists, TagNotFound, TooManyTags
 from ordering_svc.persistence import changes, listing, requests
 from ordering_svc.persistence.changes import NewChange
 from ordering_svc.persistence.database import BUSY_TIMEOUT_MS, name_of, open_database, reading, writing
@@ -59,8 +59,8 @@ class SqlStore:
         """
         self._database = name_of(url)
         self._engine = open_database(url, busy_timeout_ms=busy_timeout_ms)
-        # SQLite has one writer at a time; its waiting is sleeping and looking again, ours is woken.
-        self._writer = threading.Lock() if self._engine.dialect.name == "sqlite" else nullcontext()
+        self._busy_seconds = busy_timeout_ms / 1000
+        self._line = threading.Lock() if self._engine.dialect.name == "sqlite" else None
         try:
             self._page_token_key = self._read_key()
         except BaseException:
@@ -276,10 +276,24 @@ class SqlStore:
             yield session
 
     @contextmanager
+    def _in_line(self) -> Iterator[None]:
+        """SQLite has one writer at a time: who waits for it there sleeps and looks again, who waits here is woken."""
+        if self._line is None:
+            yield
+            return
+        if not self._line.acquire(timeout=self._busy_seconds):
+            message = f"the database {self._database} has more writers than it keeps up with: try again"
+            raise DatabaseBusy(message, database=self._database)
+        try:
+            yield
+        finally:
+            self._line.release()
+
+    @contextmanager
     def _writing(self) -> Iterator[Session]:
         """Commits when the block ends, and rolls back when it raises."""
         with (
-            self._writer,
+            self._in_line(),
             database_errors(self._database),
             Session(writing(self._engine), expire_on_commit=False) as session,
             session.begin(),

@@ -97,6 +97,12 @@ def up(
         list[Path] | None,
         typer.Option(exists=True, file_okay=False, help="The ordering service may read models here; repeatable."),
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Apply the orderings again when they get a new revision or a tag moves.")
+    ] = False,
+    eviction: Annotated[
+        str | None, typer.Option(metavar="never|lru", help="What makes room at a limit. Default: never.")
+    ] = None,
     base_model_id: Annotated[str | None, typer.Option(help="What orderings call the model.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     batch_invariant: Annotated[
@@ -114,6 +120,8 @@ def up(
     found = ordering_imports(imports or ())
     beside = {folder for entry in found for folder in (entry.path.resolve().parent, entry.adapter_folder) if folder}
     extra = ["--batch-invariant"] if batch_invariant else []
+    extra += ["--follow"] if follow else []
+    extra += ["--eviction", eviction] if eviction is not None else []
     extra += ["--device", device] if device is not None else []
     extra += ["--base-model-id", base_model_id] if base_model_id is not None else []
     plan = Plan(
