@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ordering_svc.domain.architectures import TRANSFORMERS_VERSION
@@ -15,15 +15,16 @@ from ordering_svc.domain.ordering import AdapterKind, Ordering, OrderingDocument
 from ordering_svc.domain.ordering_json import parse_file, render_file
 from ordering_svc.domain.path_patterns import MatchesPaths
 from ordering_svc.domain.problems import Problem
+from ordering_svc.domain.provenance import arguments_json
 from ordering_svc.domain.target_selection import TargetSelection
-from ordering_svc.domain.validation import Expectations, validate_document, validate_parsed
-from ordering_svc.errors import InvalidValue
+from ordering_svc.domain.validation import Expectations, validate_document, validate_file
+from ordering_svc.errors import EtagMismatch, InvalidValue
 from ordering_svc.judge import Against, Judge
 from ordering_svc.model_config.model import Model
 from ordering_svc.model_config.reader import ModelSource
 from ordering_svc.patterns.bounded import match_paths
 from ordering_svc.persistence.store import PLAIN, OrderingStore, WriteRequest
-from ordering_svc.stored_orderings import Destination, StoredOrderings, refuse_errors
+from ordering_svc.stored_orderings import MAX_ATTEMPTS, Destination, StoredOrderings, refuse_errors
 
 
 class ReadsModels(Protocol):
@@ -110,7 +111,8 @@ class Orderings(StoredOrderings):
             OrderingServiceError: of the destination, as for `store_made`.
         """
         answered = self.remembered(how) if request.destination is not None else None
-        if answered is not None:
+        # The same bytes may have been there before, and made otherwise: then it is found out again.
+        if answered is not None and answered.revision.provenance.method == "generated":
             revision = answered.revision
             architecture = json.loads(revision.provenance.arguments)["architecture"]
             document = parse_file(revision.file).document
@@ -122,20 +124,19 @@ class Orderings(StoredOrderings):
         document = generate(model.structure, request.selection, request.adapter_names, base_model_id, self._match)
         refuse_errors(validate_document(document, Expectations()), "document.")
         file = render_file(document)
-        made = Generated(document, file, model.structure.architecture, model.config_digest)
+        architecture = model.structure.architecture
         if request.destination is None:
-            return made
-        arguments = {"architecture": model.structure.architecture} | {
-            name: value for name, value in asdict(request.selection).items() if value
-        }
+            return Generated(document, file, architecture, model.config_digest)
         provenance = Provenance(
             "generated",
             config_digest=model.config_digest,
             model=model.model_id,
-            arguments=json.dumps(arguments),
+            arguments=arguments_json(request.selection, architecture=architecture),
             module_order=TRANSFORMERS_VERSION,
         )
-        return replace(made, stored=self.store_made(request.destination, file, provenance, how))
+        stored = self.store_made(request.destination, file, provenance, how)
+        document = parse_file(stored.revision.file).document
+        return Generated(document, stored.revision.file, architecture, model.config_digest, stored)
 
     def derive(self, request: DerivationRequest, how: WriteRequest = PLAIN) -> Derived:
         """Make a file from a stored one, and store it if a destination is given.
@@ -145,22 +146,37 @@ class Orderings(StoredOrderings):
             InvalidRequest: the change does not fit what is there, or the result would have problems.
             OrderingServiceError: of the destination, as for `store_made`.
         """
-        answered = self.remembered(how) if request.destination is not None else None
-        if answered is not None:
-            return Derived(parse_file(answered.revision.file).document, answered.revision.file, answered)
+        where = request.destination
+        if where is None:
+            _start, file = self._derived(request)
+            return Derived(parse_file(file).document, file)
+        stored = self._once(how, lambda: self._store_derived(request, where, how))
+        return Derived(parse_file(stored.revision.file).document, stored.revision.file, stored)
+
+    def _store_derived(self, request: DerivationRequest, where: Destination, how: WriteRequest) -> Ordering:
+        """Compare and set where an ordering becomes its own next revision: no change that came between is undone."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            start, file = self._derived(request)
+            is_own_next = where.ordering_id == start.ordering_id and where.etag is None and "@" not in request.name
+            guarded = replace(where, etag=start.etag) if is_own_next and where.allow_existing else where
+            provenance = Provenance(
+                "derived",
+                source=f"{resource_name(start.ordering_id)}@{start.revision.number}",
+                arguments=arguments_json(request.derivation),
+            )
+            try:
+                return self.store_made(guarded, file, provenance, how)
+            except EtagMismatch:
+                if guarded is where or attempt == MAX_ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _derived(self, request: DerivationRequest) -> tuple[Ordering, bytes]:
+        """What is started from, and the file that it becomes."""
         start = self.get(request.name)
         file = derive(start.revision.file, request.derivation)
-        parsed = parse_file(file)
-        refuse_errors(validate_parsed(parsed, Expectations(start.metadata.kind)), "document.")
-        made = Derived(parsed.document, file)
-        if request.destination is None:
-            return made
-        provenance = Provenance(
-            "derived",
-            source=f"{resource_name(start.ordering_id)}@{start.revision.number}",
-            arguments=json.dumps({name: value for name, value in asdict(request.derivation).items() if value}),
-        )
-        return replace(made, stored=self.store_made(request.destination, file, provenance, how))
+        refuse_errors(validate_file(file, Expectations(start.metadata.kind)), "document.")
+        return start, file
 
     def validate(self, request: ValidationRequest) -> tuple[Problem, ...]:
         """Every problem of a document, in document order.

@@ -22,8 +22,8 @@ class Derivation:
     """What to change; None and empty where nothing. Removals come before additions, so both together replace."""
 
     adapter_names: tuple[str, ...] | None = None
-    add_preload: tuple[PreloadAdapter, ...] = ()
-    remove_preload: tuple[str, ...] = ()
+    add_preload_adapters: tuple[PreloadAdapter, ...] = ()
+    remove_preload_adapters: tuple[str, ...] = ()
 
 
 def derive(file: bytes, derivation: Derivation) -> bytes:
@@ -43,28 +43,28 @@ def derive(file: bytes, derivation: Derivation) -> bytes:
     text = file.decode("utf-8")
     if derivation.adapter_names is not None:
         text = with_value(text, "order", list(derivation.adapter_names))
-    if derivation.add_preload or derivation.remove_preload:
-        kept = [adapter for adapter in there if adapter.name not in derivation.remove_preload]
+    if derivation.add_preload_adapters or derivation.remove_preload_adapters:
+        kept = [adapter for adapter in there if adapter.name not in derivation.remove_preload_adapters]
         preload = [
             {"name": adapter.name, "adapter_model_id": adapter.adapter_model_id}
-            for adapter in (*kept, *derivation.add_preload)
+            for adapter in (*kept, *derivation.add_preload_adapters)
         ]
         text = with_value(text, "preload_adapters", preload)
     return text.encode("utf-8")
 
 
 def _violations(derivation: Derivation, there: Sequence[str]) -> Iterator[Violation]:
-    added = [adapter.name for adapter in derivation.add_preload]
+    added = [adapter.name for adapter in derivation.add_preload_adapters]
     yield from _twice("adapter_names", derivation.adapter_names or (), "{}")
     yield from _twice("add_preload_adapters", added, "{}.name")
-    yield from _twice("remove_preload_adapters", derivation.remove_preload, "{}")
-    for index, name in enumerate(derivation.remove_preload):
+    yield from _twice("remove_preload_adapters", derivation.remove_preload_adapters, "{}")
+    for index, name in enumerate(derivation.remove_preload_adapters):
         if name not in there:
             known = ", ".join(shown(other) for other in there) or "none"
             message = f"`{shown(name)}` is not preloaded, so it cannot be removed; preloaded: {known}"
             yield Violation(f"remove_preload_adapters[{index}]", message, "PRELOAD_UNKNOWN")
     for index, name in enumerate(added):
-        if name in there and name not in derivation.remove_preload:
+        if name in there and name not in derivation.remove_preload_adapters:
             message = f"`{shown(name)}` is preloaded already: remove it in the same request to replace it"
             yield Violation(f"add_preload_adapters[{index}].name", message, "PRELOAD_DUPLICATE")
 

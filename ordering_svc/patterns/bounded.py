@@ -41,7 +41,7 @@ def match_paths(patterns: Sequence[PathPattern], paths: Sequence[str]) -> Sequen
         )
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
         description = (
-            f"the regular expression does not come to an end within {CPU_SECONDS} seconds: avoid repetitions inside"
+            f"the regular expression does not come to an end within {CPU_SECONDS} s: avoid repetitions inside"
             " repetitions, or name the modules in a list"
         )
         raise PatternTooCostly(patterns[0].field, description) from None

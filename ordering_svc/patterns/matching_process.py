@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-CPU_SECONDS = 2
+CPU_SECONDS = 1
 MEMORY_BYTES = 512 * 2**20
 
 

@@ -180,8 +180,8 @@ def decode_derivation(request: ordering_service_pb2.DeriveOrderingRequest) -> De
     """The ordering to start from, and what to change in it."""
     derivation = Derivation(
         adapter_names=tuple(request.adapter_names.names) if request.HasField("adapter_names") else None,
-        add_preload=tuple(PreloadAdapter(a.name, a.adapter_model_id) for a in request.add_preload_adapters),
-        remove_preload=tuple(request.remove_preload_adapters),
+        add_preload_adapters=tuple(PreloadAdapter(a.name, a.adapter_model_id) for a in request.add_preload_adapters),
+        remove_preload_adapters=tuple(request.remove_preload_adapters),
     )
     destination = decode_destination(request.destination) if request.HasField("destination") else None
     return DerivationRequest(request.name, derivation, destination)

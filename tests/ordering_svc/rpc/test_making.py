@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from typing import Any
@@ -116,3 +117,49 @@ async def test_preload_adapters_are_added_and_removed(service: Service) -> None:
     assert "`z` is not preloaded" in failure.message
     failure = await failure_of(service.stub.DeriveOrdering(S.DeriveOrderingRequest(name="orderings/start")))
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_derivation_of_itself_happens_once_and_undoes_no_other_change(service: Service) -> None:
+    await service.stub.ImportOrdering(S.ImportOrderingRequest(ordering_id="start", json=b'{"base_model_id": "m"}'))
+
+    def adding(name: str) -> Any:
+        return S.DeriveOrderingRequest(
+            name="orderings/start",
+            add_preload_adapters=[P.PreloadAdapter(name=name, adapter_model_id="org/x")],
+            destination=P.Destination(ordering_id="start", allow_existing=True),
+            request_id=str(uuid.uuid4()),
+        )
+
+    requests = [adding(f"n{number}") for number in range(8)]
+    answers = await asyncio.gather(*(service.stub.DeriveOrdering(request) for request in requests))
+    assert sorted(answer.ordering.revision_number for answer in answers) == list(range(2, 10))
+    assert await service.stub.DeriveOrdering(requests[0]) == answers[0]
+    newest = await service.stub.GetOrdering(S.GetOrderingRequest(name="orderings/start"))
+    assert {adapter.name for adapter in newest.document.preload_adapters.adapters} == {f"n{n}" for n in range(8)}
+
+
+async def test_generating_what_was_imported_before_is_answered_twice_alike(service: Service) -> None:
+    made = await service.stub.GenerateOrdering(generation())
+    await service.stub.ImportOrdering(S.ImportOrderingRequest(ordering_id="made", json=made.json))
+    where = P.Destination(ordering_id="made", allow_existing=True)
+    request = generation(destination=where, request_id=str(uuid.uuid4()))
+    first = await service.stub.GenerateOrdering(request)
+    assert (first.ordering.revision_number, first.ordering.provenance.method) == (1, "imported")
+    assert await service.stub.GenerateOrdering(request) == first
+
+
+async def test_a_stale_etag_guards_what_is_derived(service: Service) -> None:
+    await service.stub.ImportOrdering(S.ImportOrderingRequest(ordering_id="start", json=b'{"base_model_id": "m"}'))
+    where = P.Destination(ordering_id="start", allow_existing=True, etag='"stale"')
+    names = P.AdapterNames(names=["x"])
+    request = S.DeriveOrderingRequest(name="orderings/start", adapter_names=names, destination=where)
+    failure = await failure_of(service.stub.DeriveOrdering(request))
+    assert (failure.code, failure.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+
+
+async def test_a_pattern_of_exponential_time_is_refused_while_others_are_served(service: Service) -> None:
+    slow = generation(targets=P.ModuleSelection(pattern="((.+)+)+!"))
+    refused = asyncio.ensure_future(failure_of(service.stub.GenerateOrdering(slow)))
+    await service.stub.GenerateOrdering(generation())
+    assert not refused.done()
+    assert (await refused).reason == "PATTERN_TOO_COSTLY"
