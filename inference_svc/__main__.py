@@ -59,7 +59,7 @@ def serve(
     eviction: Annotated[
         str | None, typer.Option(help="What happens at a limit: never (loads are refused) or lru. [never]")
     ] = None,
-    xlora_scalings: Annotated[
+    xlora_granularity: Annotated[
         str | None,
         typer.Option(
             help="How often X-LoRA scalings are computed, if a request does not say: every-token, frozen-after:K "
@@ -97,7 +97,7 @@ def serve(
         "max_rank": max_rank,
         "max_adapter_bytes": max_adapter_bytes,
         "eviction": eviction,
-        "xlora_scalings": xlora_scalings,
+        "xlora_granularity": xlora_granularity,
         "log_format": log_format,
         "drain_seconds": drain_seconds,
     }

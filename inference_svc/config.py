@@ -57,7 +57,7 @@ class Config(BaseSettings):
     # Who loaded an adapter may count on it until somebody unloads it; as a cache it is only if that is wanted.
     eviction: Literal["never", "lru"] = "never"
     log_format: Literal["auto", "json", "console"] = "auto"
-    xlora_scalings: str = "every-token"
+    xlora_granularity: str = "every-token"
     drain_seconds: float = Field(30.0, ge=0, le=3600)
 
     @field_validator("orderings", "adapter_roots", mode="before")
@@ -89,7 +89,7 @@ class Config(BaseSettings):
                 raise ValueError(f"{str(root)!r} is not a folder")
         return value
 
-    @field_validator("xlora_scalings")
+    @field_validator("xlora_granularity")
     @classmethod
     def _is_a_granularity(cls, value: str) -> str:
         parse_granularity(value)

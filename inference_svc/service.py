@@ -181,7 +181,7 @@ def _make_engine(config: Config, base: BaseModel, registry: AdapterRegistry) -> 
         kv_cache_tokens=config.kv_cache_tokens,
         prefix_caching=config.prefix_caching,
         context_length=config.context_length,
-        granularity=parse_granularity(config.xlora_scalings),
+        granularity=parse_granularity(config.xlora_granularity),
     )
     try:
         return Engine(base, registry, engine_config)

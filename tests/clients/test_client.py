@@ -15,14 +15,21 @@ from loramux.client import (
     BASE,
     AdapterKind,
     Client,
+    EveryToken,
     FinishReason,
+    FrozenAfter,
+    FrozenWhenSettled,
     HubModel,
+    InvalidArgument,
     LoRA,
     OrderingDocument,
     PreloadAdapter,
+    RecomputedEvery,
     ScalingsRecord,
     XLoRA,
+    XLoRAOptions,
     errors,
+    parse_granularity,
 )
 from loramux.client.adapters import choice_to_proto
 from loramux.client.generation import GenerateOptions, generate_request
@@ -66,19 +73,28 @@ def test_every_option_reaches_the_request() -> None:
         "logprobs": 0,
         "prompt_logprobs": 3,
         "scalings": "mean",
+        "scalings_type": "float16",
+        "xlora": XLoRAOptions(FrozenAfter(0), top_k_lora=2, softmax_temperature=0.5, global_scaling_weight=0.0),
         "request_id": "mine",
         "timeout": 2.0,
     }
     assert set(options) == set(GenerateOptions.__annotations__)
     request = generate_request([1, 2], BASE, options)
     parts = (request.sampling, request.stopping, request.response)
-    for name in set(options) - {"stop", "scalings", "request_id", "timeout"}:
+    for name in set(options) - {"stop", "scalings", "scalings_type", "xlora", "request_id", "timeout"}:
         part = next(part for part in parts if name in part.DESCRIPTOR.fields_by_name)
         assert getattr(part, name) == options[name]  # type: ignore[literal-required]
         presence = part.DESCRIPTOR.fields_by_name[name].has_presence
         assert not presence or part.HasField(name)  # type: ignore[arg-type]
     assert list(request.stopping.stop) == ["a", "b"]
     assert request.response.scalings == generation_pb2.SCALINGS_DETAIL_MEAN
+    assert request.response.scalings_type == generation_pb2.SCALINGS_TYPE_FLOAT16
+    assert request.xlora == generation_pb2.XLoraOptions(
+        granularity=generation_pb2.ScalingsGranularity(frozen_after=0),
+        top_k_lora=2,
+        softmax_temperature=0.5,
+        global_scaling_weight=0.0,
+    )
     assert request.request_id == "mine"
 
 
@@ -115,7 +131,10 @@ def test_a_prompt_without_one_clear_form_is_refused_before_it_is_sent(prompt: An
         prompt_to_proto(prompt)
 
 
-@pytest.mark.parametrize("options", [{"temprature": 1}, {"max_tokens": -1}, {"scalings": "all"}, {"top_k": "many"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"temprature": 1}, {"max_tokens": -1}, {"scalings": "all"}, {"top_k": "many"}, {"scalings_type": "int8"}],
+)
 def test_an_option_that_fits_no_message_is_refused_by_name(options: Any) -> None:
     with pytest.raises(errors.InvalidArgument) as caught:
         generate_request("hi", None, options)
@@ -383,3 +402,27 @@ def test_one_client_serves_many_threads_at_once(client: Client) -> None:
     for thread in threads:
         thread.join()
     assert answers == ["y x"] * 8
+
+
+def test_a_granularity_is_written_as_a_word_and_sent_as_one_choice() -> None:
+    words = {
+        "every-token": (EveryToken(), {"every_token": {}}),
+        "frozen-after:4": (FrozenAfter(4), {"frozen_after": 4}),
+        "every:8": (RecomputedEvery(8), {"recomputed_every": 8}),
+        "settled:0.01:3": (FrozenWhenSettled(0.01, 3), {"settled": {"epsilon": 0.01, "passes": 3}}),
+    }
+    for word, (granularity, fields) in words.items():
+        assert parse_granularity(word) == granularity
+        request = generate_request([1], BASE, {"xlora": XLoRAOptions(granularity)})
+        assert request.xlora == generation_pb2.XLoraOptions(granularity=fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("word", ["", "sometimes", "frozen-after", "frozen-after:x", "every:1:2", "settled:0.1"])
+def test_what_is_no_granularity_is_refused_by_name(word: str) -> None:
+    with pytest.raises(InvalidArgument, match="want every-token"):
+        parse_granularity(word)
+
+
+def test_a_granularity_that_no_message_holds_is_refused_by_name() -> None:
+    with pytest.raises(InvalidArgument, match=r"xlora\.granularity.*FrozenAfter\(passes=-1\)"):
+        generate_request([1], BASE, {"xlora": XLoRAOptions(FrozenAfter(-1))})

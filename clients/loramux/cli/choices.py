@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from loramux.client import BASE, AdapterChoice, AppliedAdapter, Base, LoRA, XLoRA
+from loramux.client import BASE, AdapterChoice, AppliedAdapter, Base, LoRA, XLoRA, XLoRAOptions, parse_granularity
 from loramux.client.adapters import AdapterKind, Selection
 
 AdapterOption = Annotated[
@@ -16,6 +16,16 @@ AdapterOption = Annotated[
     typer.Option("--adapter", "-a", metavar="NAME[=WEIGHT]", help="A LoRA; repeat it for a weighted sum."),
 ]
 XLoraOption = Annotated[str | None, typer.Option("--xlora", "-x", metavar="NAME", help="An X-LoRA mixture.")]
+GranularityOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="How often X-LoRA scalings are computed: every-token, frozen-after:K, every:N or settled:EPSILON:PASSES.",
+    ),
+]
+TopKLoraOption = Annotated[int | None, typer.Option(help="Only so many X-LoRA adapters at each token and layer.")]
+SoftmaxTemperatureOption = Annotated[float | None, typer.Option(help="Of the X-LoRA classifier; lower is sharper.")]
+GlobalScalingWeightOption = Annotated[float | None, typer.Option(help="Multiplies what the X-LoRA adds.")]
 BaseOption = Annotated[bool, typer.Option("--base", help="The plain base model.")]
 
 
@@ -28,6 +38,15 @@ def chosen_adapters(adapters: Sequence[str] | None, xlora: str | None, base: boo
     if xlora is not None:
         return XLoRA(xlora)
     return tuple(map(weighted_adapter, adapters)) if adapters else None
+
+
+def xlora_options(
+    granularity: str | None, top_k: int | None, temperature: float | None, weight: float | None
+) -> XLoRAOptions | None:
+    """The changes that the options spell; None without any. Raises InvalidArgument."""
+    parsed = None if granularity is None else parse_granularity(granularity)
+    options = XLoRAOptions(parsed, top_k, temperature, weight)
+    return None if options == XLoRAOptions() else options
 
 
 def weighted_adapter(word: str) -> LoRA:

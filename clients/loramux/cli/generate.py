@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from loramux.cli.choices import AdapterOption, BaseOption, XLoraOption, chosen_adapters, describe_applied
+from loramux.cli.choices import (
+    AdapterOption,
+    BaseOption,
+    GlobalScalingWeightOption,
+    GranularityOption,
+    SoftmaxTemperatureOption,
+    TopKLoraOption,
+    XLoraOption,
+    chosen_adapters,
+    describe_applied,
+    xlora_options,
+)
 from loramux.cli.heat_map import heat_map
 from loramux.cli.json_output import to_json
 from loramux.cli.session import AddressOption, JsonOption, Session, open_session
@@ -24,6 +35,13 @@ class Scalings(enum.StrEnum):
 
     MEAN = "mean"
     FULL = "full"
+
+
+class ScalingsType(enum.StrEnum):
+    """How scalings are sent."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
 
 
 MaxTokensOption = Annotated[int | None, typer.Option(help="Most new tokens.")]
@@ -56,6 +74,11 @@ def generate(
     scalings_out: Annotated[
         Path | None, typer.Option(metavar="FILE.npz", help="Save scalings and tokens; implies --scalings full.")
     ] = None,
+    scalings_type: Annotated[ScalingsType, typer.Option(help="float16 halves what is sent.")] = ScalingsType.FLOAT32,
+    granularity: GranularityOption = None,
+    top_k_lora: TopKLoraOption = None,
+    softmax_temperature: SoftmaxTemperatureOption = None,
+    global_scaling_weight: GlobalScalingWeightOption = None,
     timeout: Annotated[float | None, typer.Option(help="Give up after this many seconds.")] = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
@@ -82,6 +105,8 @@ def generate(
         "logprobs": logprobs,
         "prompt_logprobs": prompt_logprobs,
         "scalings": None if detail is None else detail.value,
+        "scalings_type": None if scalings_type is ScalingsType.FLOAT32 else scalings_type.value,
+        "xlora": xlora_options(granularity, top_k_lora, softmax_temperature, global_scaling_weight),
         "timeout": timeout,
     }
     options = GenerateOptions(**{name: value for name, value in given.items() if value is not None})  # type: ignore[typeddict-item]

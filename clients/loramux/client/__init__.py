@@ -67,6 +67,15 @@ from loramux.client.orderings import (
 )
 from loramux.client.prompts import Message, Prompt
 from loramux.client.scalings import Scalings, ScalingsRecord
+from loramux.client.xlora import (
+    EveryToken,
+    FrozenAfter,
+    FrozenWhenSettled,
+    Granularity,
+    RecomputedEvery,
+    XLoRAOptions,
+    parse_granularity,
+)
 
 __all__ = [
     "BASE",
@@ -97,12 +106,16 @@ __all__ = [
     "DerivedOrdering",
     "Destination",
     "Difference",
+    "EveryToken",
     "FailedPrecondition",
     "FinishReason",
     "FollowedOrdering",
+    "FrozenAfter",
+    "FrozenWhenSettled",
     "GenerateOptions",
     "GeneratedOrdering",
     "Generation",
+    "Granularity",
     "HubModel",
     "Internal",
     "InvalidArgument",
@@ -125,6 +138,7 @@ __all__ = [
     "Problem",
     "Prompt",
     "Provenance",
+    "RecomputedEvery",
     "ResourceExhausted",
     "Scalings",
     "ScalingsRecord",
@@ -138,4 +152,6 @@ __all__ = [
     "Validation",
     "Violation",
     "XLoRA",
+    "XLoRAOptions",
+    "parse_granularity",
 ]

@@ -11,9 +11,11 @@ from loramux.client.adapters import AdapterChoice, AppliedAdapter, choice_to_pro
 from loramux.client.errors import invalid_argument
 from loramux.client.prompts import Prompt, prompt_to_proto
 from loramux.client.scalings import Scalings
+from loramux.client.xlora import XLoRAOptions, xlora_options_to_proto
 from loramux.inference.v1 import generation_pb2
 
 ScalingsDetail = Literal["mean", "full"]
+ScalingsType = Literal["float32", "float16"]
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -34,6 +36,8 @@ class GenerateOptions(TypedDict, total=False):
     logprobs: int
     prompt_logprobs: int
     scalings: ScalingsDetail
+    scalings_type: ScalingsType
+    xlora: XLoRAOptions
     request_id: str
     timeout: float
     """Seconds for the whole answer; without it there is no deadline."""
@@ -126,6 +130,10 @@ _SAMPLING = (
 )
 _STOPPING = ("max_tokens", "min_tokens", "ignore_eos")
 _RESPONSE = ("logprobs", "prompt_logprobs")
+_TYPES = {
+    "float32": generation_pb2.SCALINGS_TYPE_UNSPECIFIED,
+    "float16": generation_pb2.SCALINGS_TYPE_FLOAT16,
+}
 _DETAILS = {"mean": generation_pb2.SCALINGS_DETAIL_MEAN, "full": generation_pb2.SCALINGS_DETAIL_FULL}
 
 
@@ -151,6 +159,13 @@ def generate_request(
         if detail not in _DETAILS:
             raise invalid_argument("scalings", f"is {detail!r}; want 'mean' or 'full'")
         request.response.scalings = _DETAILS[detail]
+    if "scalings_type" in options:
+        kind = options["scalings_type"]
+        if kind not in _TYPES:
+            raise invalid_argument("scalings_type", f"is {kind!r}; want 'float32' or 'float16'")
+        request.response.scalings_type = _TYPES[kind]
+    if "xlora" in options:
+        request.xlora.CopyFrom(xlora_options_to_proto(options["xlora"]))
     return request
 
 

@@ -99,10 +99,12 @@ def join_scalings(chunks: Sequence[generation_pb2.Scalings], experts: tuple[str,
     seen = np.zeros(end - first, dtype=np.bool_)
     for chunk in chunks:
         shape = (chunk.num_tokens, layers, adapters)
-        if (chunk.num_layers, chunk.num_adapters) != (layers, adapters) or len(chunk.values) != 4 * int(np.prod(shape)):
+        dtype = np.dtype("<f2" if chunk.type == generation_pb2.SCALINGS_TYPE_FLOAT16 else "<f4")
+        size = dtype.itemsize * int(np.prod(shape))
+        if (chunk.num_layers, chunk.num_adapters) != (layers, adapters) or len(chunk.values) != size:
             raise broken_answer(f"the service sent {len(chunk.values)} bytes of scalings for the shape {shape}")
         start = chunk.first_position - first
-        values[start : start + chunk.num_tokens] = np.frombuffer(chunk.values, dtype="<f4").reshape(shape)
+        values[start : start + chunk.num_tokens] = np.frombuffer(chunk.values, dtype=dtype).reshape(shape)
         seen[start : start + chunk.num_tokens] = True
     if not seen.all():
         raise broken_answer(f"the service left out the scalings of position {first + int(np.argmin(seen))}")
