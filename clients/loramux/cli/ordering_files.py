@@ -14,13 +14,13 @@ from loramux.cli.ordering import (
     EtagOption,
     KindOption,
     LabelOption,
-    NameArgument,
     PlaceOption,
     RequestIdOption,
     ValidateOnlyOption,
     note_validate_only,
     pairs,
 )
+from loramux.cli.ordering_folders import emit_reports
 from loramux.cli.ordering_tables import ordering_table
 from loramux.cli.problems import SERVICE_ERROR, CommandError
 from loramux.cli.session import JsonOption, OrderingAddressOption, Session, open_session
@@ -44,8 +44,10 @@ class Architecture(enum.StrEnum):
 
 def import_file(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="The ordering file.")],
-    ordering_id: Annotated[str | None, typer.Option("--id", help="Its id; default: the file's stem.")] = None,
+    places: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER...", help="Ordering files, or folders of them.")],
+    ordering_id: Annotated[
+        str | None, typer.Option("--id", help="Its id; default: the file's name, with hyphens.")
+    ] = None,
     allow_existing: Annotated[
         bool, typer.Option("--allow-existing", help="Make a new revision if the id is taken.")
     ] = False,
@@ -59,14 +61,30 @@ def import_file(
     ordering_address: OrderingAddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store an ordering file unchanged.
+    """Store ordering files unchanged. Of a folder or several files, each gets its name as id, and a report.
 
     Example: loramux ordering import demo.json --kind xlora --allow-existing
+    Example: loramux ordering import orderings/ --allow-existing --validate-only
     """
     session = open_session(context, as_json, None, ordering_address)
     with session.client() as client:
+        if len(places) > 1 or places[0].is_dir():
+            if ordering_id is not None or etag is not None or request_id is not None:
+                raise typer.BadParameter("--id, --etag and --request-id are for one file")
+            reports = client.orderings.import_files(
+                places,
+                allow_existing=allow_existing,
+                validate_only=validate_only,
+                kind=kind,
+                adapter_model_id=adapter_model_id or "",
+                description=description or "",
+                labels=pairs(label) if label else None,
+            )
+            note_validate_only(session, validate_only)
+            emit_reports(session, reports)
+            return
         ordering = client.orderings.import_file(
-            file,
+            places[0],
             ordering_id,
             allow_existing=allow_existing,
             etag=etag,
@@ -83,17 +101,35 @@ def import_file(
 
 def export_file(
     context: typer.Context,
-    name: NameArgument,
+    name: Annotated[str | None, typer.Argument(metavar="ID[@REVISION]", help="The ordering.")] = None,
     output: OutputOption = None,
+    folder: Annotated[
+        Path | None, typer.Option("--all", metavar="FOLDER", help="Instead: write every ordering's file here.")
+    ] = None,
+    filter: Annotated[str, typer.Option(help="With --all: only these, as for list.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With --all: also files with other content.")] = False,
+    validate_only: ValidateOnlyOption = False,
     ordering_address: OrderingAddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the ordering file of a revision, byte for byte.
+    """Write the ordering file of a revision, byte for byte; or, with --all, the newest of every ordering to a folder.
 
     Example: loramux ordering export demo@prod -o demo.json
+    Example: loramux ordering export --all backup/
     """
     session = open_session(context, as_json, None, ordering_address)
+    if (name is None) == (folder is None):
+        raise typer.BadParameter("say which ordering, or --all FOLDER")
+    if folder is None and (filter or overwrite or validate_only):
+        raise typer.BadParameter("--filter, --overwrite and --validate-only go with --all")
+    if folder is not None and output is not None:
+        raise typer.BadParameter("--output is for one ordering: --all names the folder")
     with session.client() as client:
+        if folder is not None:
+            reports = client.orderings.export_files(folder, filter, overwrite=overwrite, validate_only=validate_only)
+            emit_reports(session, reports)
+            return
+        assert name is not None
         file = client.orderings.export_file(name)
     deliver(session, file, output)
 

@@ -13,7 +13,7 @@ from loramux.cli.derived_files import with_order, with_preload, without_preload
 from loramux.cli.ordering import EtagOption, KindOption, LabelOption, PlaceOption, names, pairs
 from loramux.cli.ordering_files import OutputOption, SourceArgument, deliver, file_named, model_reference
 from loramux.cli.ordering_tables import ordering_table
-from loramux.cli.problems import CommandError
+from loramux.cli.problems import USAGE_ERROR, CommandError
 from loramux.cli.session import JsonOption, OrderingAddressOption, Session, open_session
 from loramux.client import (
     Client,
@@ -202,8 +202,8 @@ def _derive(
 
 def _asked(may_ask: bool, option: str, question: str, default: str | None = None) -> str:
     if not may_ask:
-        raise CommandError("USAGE", f"{option} is missing: {question}")
-    answer: str = typer.prompt(question, default=default, show_default=bool(default))
+        raise CommandError("USAGE", f"{option} is missing: {question}", USAGE_ERROR)
+    answer: str = typer.prompt(question, default=default, show_default=bool(default), err=True)
     return answer
 
 

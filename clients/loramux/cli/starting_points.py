@@ -15,6 +15,7 @@ from typing import Any
 
 from loramux.cli.problems import USAGE_ERROR, CommandError
 from loramux.client import AdapterKind
+from loramux.client.orderings import ordering_id_of
 
 
 def default_data_dir() -> Path:
@@ -101,7 +102,7 @@ def _read(path: Path, *, strict: bool) -> OrderingImport | None:
     order = content.get("order") if isinstance(content, dict) else None
     names = [name for name in order if isinstance(name, str)] if isinstance(order, list) else []
     folder = _folder_with(path.resolve().parent, names)
-    return OrderingImport(path, path.stem.lower().replace("_", "-"), folder, _kind(folder, names))
+    return OrderingImport(path, ordering_id_of(path), folder, _kind(folder, names))
 
 
 def _folder_with(start: Path, names: Sequence[str]) -> Path | None:

@@ -48,6 +48,7 @@ from loramux.client.generation import (
     Usage,
 )
 from loramux.client.inference_calls import KvCacheUsage, Model, Tokenization
+from loramux.client.ordering_folders import FileReport, FileStatus
 from loramux.client.ordering_history import ChangeType, Difference, OrderingChange, OrderingDiff
 from loramux.client.orderings import (
     ConfigModel,
@@ -108,6 +109,8 @@ __all__ = [
     "Difference",
     "EveryToken",
     "FailedPrecondition",
+    "FileReport",
+    "FileStatus",
     "FinishReason",
     "FollowedOrdering",
     "FrozenAfter",

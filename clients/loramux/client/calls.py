@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -73,6 +73,9 @@ class Page(Generic[Item]):
     items: tuple[Item, ...]
     next_token: str
 
+
+Steps = Generator[Call[Any, Any], Any, Value]
+"""Calls that follow from each other: each is sent its answer, or thrown its LoramuxError; the value comes last."""
 
 PageCall = Callable[[str], Call[Any, Page[Item]]]
 """Makes the call for the page that a token names; the empty token names the first page."""

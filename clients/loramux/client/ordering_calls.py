@@ -27,6 +27,7 @@ from loramux.client.orderings import (
     model_to_proto,
     modules_to_proto,
     ordering_from_proto,
+    ordering_id_of,
     ordering_resource,
     problem_from_proto,
 )
@@ -169,12 +170,12 @@ def import_ordering(
     labels: Mapping[str, str] | None,
     options: WriteOptions,
 ) -> AnyCall[Ordering]:
-    """Stores a file unchanged; without an id, the file's stem is its id. Raises OSError if the file cannot be read."""
+    """Stores a file unchanged; without an id, the file's name is its id. Raises OSError if the file cannot be read."""
     if isinstance(file, bytes):
         content = file
     else:
         content = Path(file).read_bytes()
-        ordering_id = ordering_id or Path(file).stem
+        ordering_id = ordering_id or ordering_id_of(Path(file))
     if ordering_id is None:
         raise invalid_argument("id", "is missing: bytes have no file name to take it from")
     request = ordering_service_pb2.ImportOrderingRequest(

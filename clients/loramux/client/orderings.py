@@ -12,6 +12,7 @@ from typing import Any
 
 from loramux.client.adapters import AdapterKind, short_name
 from loramux.client.errors import broken_answer, invalid_argument
+from loramux.client.whole_files import write_whole
 from loramux.ordering.v1 import ordering_pb2
 
 ALL_LINEAR = "all-linear"
@@ -102,8 +103,8 @@ class OrderingFile:
     revision_id: str
 
     def save(self, path: Path | str) -> None:
-        """Writes the file, byte for byte. Raises OSError."""
-        Path(path).write_bytes(self.json)
+        """Writes the file, byte for byte, wholly or not at all. Raises OSError."""
+        write_whole(Path(path), self.json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,11 @@ class ConfigModel:
 
 
 ModelReference = LocalModel | HubModel | ConfigModel
+
+
+def ordering_id_of(path: Path) -> str:
+    """The id of a file: its name without the ending, in lower case, with hyphens for `_`, `.` and blanks."""
+    return path.stem.lower().translate(str.maketrans("_. ", "---"))
 
 
 def ordering_resource(name: str, revision: str | int | None = None) -> str:

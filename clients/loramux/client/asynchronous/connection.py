@@ -6,10 +6,10 @@ from typing import Any
 
 import grpc
 
-from loramux.client.calls import AnyCall, Item, PageCall, Value
+from loramux.client.calls import AnyCall, Item, PageCall, Steps, Value
 from loramux.client.channels import channel_options
 from loramux.client.deadlines import Deadlines
-from loramux.client.errors import error_from_rpc
+from loramux.client.errors import LoramuxError, error_from_rpc
 
 
 class AsyncConnection:
@@ -32,6 +32,21 @@ class AsyncConnection:
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from None
         return call.decode(response)
+
+    async def run_steps(self, steps: Steps[Value]) -> Value:
+        """Makes the calls that a generator asks for, one after another. Raises what it does not catch."""
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = await self.run(call)
+                except LoramuxError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as end:
+            result: Value = end.value
+            return result
 
     async def run_pages(self, page_call: PageCall[Item]) -> tuple[Item, ...]:
         """Makes calls until the last page."""

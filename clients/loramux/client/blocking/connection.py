@@ -7,10 +7,10 @@ from typing import Any
 
 import grpc
 
-from loramux.client.calls import AnyCall, Item, PageCall, Value
+from loramux.client.calls import AnyCall, Item, PageCall, Steps, Value
 from loramux.client.channels import channel_options
 from loramux.client.deadlines import Deadlines
-from loramux.client.errors import error_from_rpc
+from loramux.client.errors import LoramuxError, error_from_rpc
 
 
 class Connection:
@@ -33,6 +33,21 @@ class Connection:
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from None
         return call.decode(response)
+
+    def run_steps(self, steps: Steps[Value]) -> Value:
+        """Makes the calls that a generator asks for, one after another. Raises what it does not catch."""
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    answer = self.run(call)
+                except LoramuxError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(answer)
+        except StopIteration as end:
+            result: Value = end.value
+            return result
 
     def run_pages(self, page_call: PageCall[Item]) -> tuple[Item, ...]:
         """Makes calls until the last page."""

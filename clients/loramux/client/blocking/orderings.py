@@ -7,12 +7,13 @@ from math import inf
 from pathlib import Path
 from typing import Unpack
 
-from loramux.client import ordering_calls, ordering_history_calls
+from loramux.client import ordering_calls, ordering_folders, ordering_history_calls
 from loramux.client.adapters import AdapterKind
 from loramux.client.blocking.connection import Connection
 from loramux.client.blocking.ordering_watch import OrderingWatch
 from loramux.client.changes import ChangeReader, OnOutage
 from loramux.client.ordering_calls import OrderingSource, WriteOptions
+from loramux.client.ordering_folders import FileReport
 from loramux.client.ordering_history import OrderingDiff
 from loramux.client.orderings import (
     DerivedOrdering,
@@ -169,7 +170,7 @@ class OrderingApi:
         labels: Mapping[str, str] | None = None,
         **options: Unpack[WriteOptions],
     ) -> Ordering:
-        """Stores an ordering file unchanged; without an id, the file's stem is its id. Raises OSError too."""
+        """Stores an ordering file unchanged; without an id, the file's name is its id. Raises OSError too."""
         return self._connection.run(
             ordering_calls.import_ordering(
                 file,
@@ -182,6 +183,44 @@ class OrderingApi:
                 labels=labels,
                 options=options,
             )
+        )
+
+    def import_files(
+        self,
+        places: Sequence[Path],
+        *,
+        allow_existing: bool = False,
+        validate_only: bool = False,
+        kind: AdapterKind | None = None,
+        adapter_model_id: str = "",
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> tuple[FileReport, ...]:
+        """Stores files, and the `.json` files in folders, each under its name as id; reports on each. Raises OSError.
+
+        A refused file keeps no other from being stored; the same bytes again are unchanged.
+        """
+        return self._connection.run_steps(
+            ordering_folders.import_files(
+                places,
+                allow_existing=allow_existing,
+                validate_only=validate_only,
+                kind=kind,
+                adapter_model_id=adapter_model_id,
+                description=description,
+                labels=labels,
+            )
+        )
+
+    def export_files(
+        self, folder: Path, filter: str = "", *, overwrite: bool = False, validate_only: bool = False
+    ) -> tuple[FileReport, ...]:
+        """Writes the newest file of every ordering that a filter lets through as `{id}.json`. Raises OSError.
+
+        Each file is there wholly or not at all; one with other content is refused unless it may be overwritten.
+        """
+        return self._connection.run_steps(
+            ordering_folders.export_files(folder, filter=filter, overwrite=overwrite, validate_only=validate_only)
         )
 
     def export_file(self, name: str, revision: str | int | None = None) -> OrderingFile:
