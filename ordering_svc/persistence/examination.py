@@ -130,7 +130,8 @@ def _revision_fault(session: Session) -> str:
 def _content_fault(session: Session) -> str:
     """Every file is the one that its revision id was made of."""
     columns = (RevisionRow.ordering_id, RevisionRow.revision_number, RevisionRow.revision_id, RevisionRow.content)
-    rows = session.execute(select(*columns), execution_options={"yield_per": BATCH_ROWS})
+    in_order = select(*columns).order_by(RevisionRow.ordering_id, RevisionRow.revision_number)
+    rows = session.execute(in_order, execution_options={"yield_per": BATCH_ROWS})
     faulty = [f"{name}@{number}" for name, number, id_, content in rows if revision_id_of(bytes(content)) != id_]
     more = f" and {len(faulty) - MAX_NAMED} more" if len(faulty) > MAX_NAMED else ""
     return f"the file was changed in {', '.join(faulty[:MAX_NAMED])}{more}" if faulty else ""
