@@ -19,19 +19,37 @@ _INNER = re.compile(r"inner\.(0|[1-9][0-9]{0,5})\.(weight|bias)")
 PEFT_PREFIX = "base_model.internal_xlora_classifier.layers."
 
 
-def load_classifier(
+def read_classifier_file(
+    folder: Path, layout: XLoraLayout, config: XLoraConfig, num_experts: int, limits: AdapterLimits
+) -> dict[str, Tensor]:
+    """The tensors of the classifier's file.
+
+    Raises:
+        SourceNotFound: there is no such file.
+        AdapterMalformed: it is broken, or PEFT has lost layers of it.
+        LimitReached: it is too large.
+    """
+    name = f"{folder.name}/{layout.classifier_name}"
+    tensors = read_adapter_tensors(folder / layout.classifier_name, name, limits.max_bytes)
+    if layout is PEFT:
+        _refuse_lost_layers(
+            name, {f"{prefix}.weight" for prefix in _peft_prefixes(config)} - tensors.keys(), num_experts
+        )
+    return tensors
+
+
+def classifier_from(
+    tensors: Mapping[str, Tensor],
     folder: Path,
     layout: XLoraLayout,
     config: XLoraConfig,
     num_experts: int,
     num_layers: int,
     base: BaseModelShape,
-    limits: AdapterLimits,
 ) -> Classifier:
-    """Read the classifier's file; tensors are float32 on the base model's device.
+    """The classifier with its tensors float32 on the base model's device.
 
     Raises:
-        SourceNotFound: there is no such file.
         AdapterMalformed: a tensor is missing, left over, broken, or of another shape than the config says.
         AdapterUnfit: its hidden size is not the base model's.
         OrderingUnfit: its rows are not those of the ordering.
@@ -43,12 +61,9 @@ def load_classifier(
             f"the base model has {base.hidden_size}",
             key="hidden_size",
         )
-    tensors = read_adapter_tensors(folder / layout.classifier_name, name, limits.max_bytes)
     prefixes = _peft_prefixes(config) if layout is PEFT else _original_prefixes(tensors)
     expected = {f"{prefix}.weight" for prefix in prefixes}
     expected |= {f"{prefix}.bias" for prefix in prefixes} if config.use_bias else set()
-    if layout is PEFT:
-        _refuse_lost_layers(name, expected - tensors.keys(), num_experts)
     problems = [f"`{key}` is missing" for key in sorted(expected - tensors.keys())]
     problems += [f"`{key}` is not a tensor of this classifier" for key in sorted(tensors.keys() - expected)]
     if len(prefixes) != config.xlora_depth:
@@ -100,9 +115,10 @@ def _refuse_lost_layers(name: str, missing: set[str], num_experts: int) -> None:
     lost = [str(index) for index in indices if index < num_experts]
     if lost and lost == [str(index) for index in indices]:
         raise AdapterMalformed(
-            f"{name}: layer {', '.join(lost)} of the classifier was lost when PEFT saved it: PEFT leaves out layers "
-            "whose number is also the name of an adapter, and puts random ones in their place when it loads. "
-            "Save the tensors of `internal_xlora_classifier` from the trained model with safetensors",
+            f"{name}: layer {', '.join(lost)} of the classifier was lost when PEFT saved it: PEFT leaves out what has "
+            "the name of an adapter in its own, puts random layers in their place when it loads, and saves adapters "
+            "with the same fault. Save the tensors of `internal_xlora_classifier` from the trained model with "
+            "safetensors, and take the adapters as they were before",
             file=name,
             lost_layers=",".join(lost),
         )

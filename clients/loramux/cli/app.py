@@ -22,6 +22,7 @@ from loramux.cli import (
     ordering_watch,
     scalings,
     up,
+    xlora_conversion,
 )
 from loramux.cli.session import DEFAULT_ORDERING_ADDRESS, open_session
 from loramux.client.blocking.client import DEFAULT_ADDRESS
@@ -91,6 +92,7 @@ _ADAPTER_COMMANDS: Mapping[str, Callable[..., Any]] = {
     "list": adapters.list_adapters,
     "get": adapters.get,
     "load": adapters.load,
+    "convert-xlora": xlora_conversion.convert,
     "replace": adapters.replace,
     "unload": adapters.unload,
     "pin": adapters.pin,
