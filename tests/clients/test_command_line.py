@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from loramux.client import ScalingsRecord
+from loramux.inference.v1 import generation_pb2
 from tests.clients.command import Run, parsed
 from tests.clients.fakes import LAYERS, FakeServices, fake_scalings
 
@@ -254,6 +255,26 @@ def test_scalings_are_saved_plotted_and_exported(run: Run, tmp_path: Path) -> No
     assert parsed(run("scalings", "export", "s.npz", "--json"))["prompt_tokens"] == 2
     assert run("scalings", "export", "s.npz", "--csv", "-o", "s.csv")[0] == 0
     assert (tmp_path / "s.csv").read_text().splitlines() == lines
+    assert run("scalings", "export", "s.npz", "--npy", "-o", "s.npy")[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), fake_scalings(3, LAYERS))
+    for words in ((), ("--npy",), ("--npy", "--csv", "-o", "x"), ("--csv", "--json")):
+        assert run("scalings", "export", "s.npz", *words)[0] == 2, words
+
+
+def test_changes_of_a_mixture_are_options_of_generate(run: Run, services: FakeServices) -> None:
+    words = ("--granularity", "frozen-after:4", "--top-k-lora", "2", "--softmax-temperature", "0.5")
+    more = ("--global-scaling-weight", "0", "--scalings", "mean", "--scalings-type", "float16")
+    assert run("generate", "one two", "--xlora", "demo", *words, *more)[0] == 0
+    sent = services.inference.requests[-1]
+    assert sent.xlora.granularity.frozen_after == 4
+    assert (sent.xlora.top_k_lora, sent.xlora.softmax_temperature) == (2, 0.5)
+    assert sent.xlora.HasField("global_scaling_weight")
+    assert sent.response.scalings_type == generation_pb2.SCALINGS_TYPE_FLOAT16
+    assert run("generate", "one two", "--xlora", "demo")[0] == 0
+    assert not services.inference.requests[-1].HasField("xlora")
+    code, _, err = run("generate", "one two", "--xlora", "demo", "--granularity", "sometimes")
+    assert code == 1
+    assert "every-token, frozen-after:K" in err
 
 
 def test_a_picture_of_an_unknown_format_is_an_error(run: Run, tmp_path: Path) -> None:

@@ -9,7 +9,19 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from loramux.client import BASE, AdapterChoice, AsyncClient, Client, Generation, Message, NotFound, XLoRA
+from loramux.client import (
+    BASE,
+    AdapterChoice,
+    AsyncClient,
+    Client,
+    FrozenAfter,
+    Generation,
+    InvalidArgument,
+    Message,
+    NotFound,
+    XLoRA,
+    XLoRAOptions,
+)
 from tests.end_to_end.conftest import Running
 
 CHOICES: Mapping[str, AdapterChoice] = {
@@ -130,6 +142,48 @@ def test_log_probabilities_come_for_answer_and_prompt(client: Client) -> None:
         assert len(token.top) == 3
     assert len(answer.prompt_tokens) == answer.usage.prompt_tokens - 1
     assert all(token.logprob is not None and token.logprob <= 0 for token in answer.prompt_tokens)
+
+
+def test_a_frozen_answer_repeats_its_scalings_and_half_precision_is_close(client: Client) -> None:
+    asked = chat("Tell me about pearl divers.")
+    frozen = client.generate(
+        asked,
+        adapters=XLoRA("mixture"),
+        temperature=0.0,
+        max_tokens=8,
+        scalings="full",
+        xlora=XLoRAOptions(FrozenAfter(2), top_k_lora=2),
+    )
+    assert frozen.scalings is not None
+    values, last = frozen.scalings.values, frozen.usage.prompt_tokens + 1  # pass 2 computes the second new token
+    assert ((values > 0).sum(-1) <= 2).all()
+    assert not np.array_equal(values[last - 1], values[last])
+    assert (values[last:] == values[last]).all()
+    half = client.generate(
+        asked,
+        adapters=XLoRA("mixture"),
+        temperature=0.0,
+        max_tokens=8,
+        scalings="full",
+        scalings_type="float16",
+        xlora=XLoRAOptions(FrozenAfter(2), top_k_lora=2),
+    )
+    assert half.scalings is not None
+    np.testing.assert_allclose(half.scalings.values, values, atol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "options", "said"),
+    [
+        (XLoRA("mixture"), XLoRAOptions(top_k_lora=5), "5 adapters of 4"),
+        (BASE, XLoRAOptions(FrozenAfter(1)), "runs without one"),
+    ],
+)
+def test_options_of_a_mixture_that_do_not_fit_are_refused(
+    client: Client, adapters: AdapterChoice, options: XLoRAOptions, said: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        client.generate("hi", adapters=adapters, max_tokens=1, xlora=options)
 
 
 def test_scalings_cover_every_computed_position_and_sum_to_one(client: Client) -> None:

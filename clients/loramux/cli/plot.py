@@ -20,7 +20,7 @@ MAX_LABELS = 160
 
 
 def save_plot(record: ScalingsRecord, path: Path, title: str) -> None:
-    """Draws tokens by adapters (mean over layers), and adapters by layers (mean over tokens).
+    """Draws adapters by tokens (mean over layers), the entropy of each token, adapters by layers (mean over tokens).
 
     Raises CommandError if matplotlib is missing or does not know the file's ending, OSError if it cannot be written.
     """
@@ -30,13 +30,15 @@ def save_plot(record: ScalingsRecord, path: Path, title: str) -> None:
         raise CommandError("MATPLOTLIB_MISSING", "pictures need matplotlib: pip install 'loramux[plot]'") from None
     tokens, layers, experts = record.values.shape
     width = min(max(7.0, 2.0 + 0.17 * tokens), 40.0)
-    panels = 2 if layers > 1 else 1
-    figure: Any = Figure(figsize=(width, 1.6 + panels * (1.0 + 0.32 * experts)), layout="constrained")
-    axes = figure.subplots(panels, 1, squeeze=False)[:, 0]
+    map_height = 1.0 + 0.32 * experts
+    heights = [map_height, 1.6, map_height] if layers > 1 else [map_height, 1.6]
+    figure: Any = Figure(figsize=(width, 1.8 + sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     _title(figure, title)
     _token_panel(figure, axes[0], record)
+    _entropy_panel(axes[1], record)
     if layers > 1:
-        _layer_panel(figure, axes[1], record)
+        _layer_panel(figure, axes[2], record)
     with warnings.catch_warnings():
         # A glyph that the font lacks becomes a box; that is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -53,7 +55,7 @@ def _title(figure: Any, title: str) -> None:
 
 def _token_panel(figure: Any, axis: Any, record: ScalingsRecord) -> None:
     tokens = len(record.token_texts)
-    image = axis.imshow(record.values.mean(axis=1).T, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    image = _heat_map(axis, record.values.mean(axis=1).T)
     _name_experts(axis, record.experts)
     axis.set_title("scaling of each adapter at each token (mean over layers)", fontsize=9)
     if tokens <= MAX_LABELS:
@@ -73,13 +75,35 @@ def _token_panel(figure: Any, axis: Any, record: ScalingsRecord) -> None:
     figure.colorbar(image, ax=axis, fraction=0.03, pad=0.01).ax.tick_params(labelsize=7)
 
 
+def _entropy_panel(axis: Any, record: ScalingsRecord) -> None:
+    entropy = record.entropy()
+    positions = np.arange(len(entropy))
+    low, middle, high = np.nanquantile(np.where(np.isnan(entropy), 0, entropy), (0.1, 0.5, 0.9), axis=1)
+    axis.plot(positions, middle, color="#3b528b", linewidth=1.5)
+    if entropy.shape[1] > 1:
+        axis.fill_between(positions, low, high, color="#3b528b", alpha=0.2, linewidth=0)
+    axis.set_xlim(-0.5, len(entropy) - 0.5)
+    axis.set_ylim(-0.02, 1.02)
+    spread = "median of the layers, band: 10 to 90 percent of them; " if entropy.shape[1] > 1 else ""
+    axis.set_title(f"entropy at each token ({spread}1: all adapters alike, 0: one alone)", fontsize=9)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.3, linewidth=0.5)
+    if 0 < record.prompt_tokens < len(entropy):
+        axis.axvline(record.prompt_tokens - 0.5, color="black", linewidth=1, linestyle="--")
+
+
 def _layer_panel(figure: Any, axis: Any, record: ScalingsRecord) -> None:
-    image = axis.imshow(record.values.mean(axis=0).T, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    image = _heat_map(axis, record.values.mean(axis=0).T)
     _name_experts(axis, record.experts)
     axis.set_title("scaling of each adapter in each layer (mean over tokens)", fontsize=9)
     axis.set_xlabel("row of the ordering's layers", fontsize=8)
     axis.tick_params(axis="x", labelsize=7)
     figure.colorbar(image, ax=axis, fraction=0.03, pad=0.01).ax.tick_params(labelsize=7)
+
+
+def _heat_map(axis: Any, values: Any) -> Any:
+    """Colours from 0 up; where scalings are negative (no softmax), from the lowest."""
+    return axis.imshow(values, aspect="auto", cmap="viridis", vmin=min(0.0, values.min()), interpolation="nearest")
 
 
 def _name_experts(axis: Any, experts: Sequence[str]) -> None:

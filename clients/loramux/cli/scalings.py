@@ -7,15 +7,17 @@ import io
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.text import Text
 
+from loramux.cli.choices import GranularityOption
 from loramux.cli.generate import MaxTokensOption, SeedOption, TemperatureOption
 from loramux.cli.heat_map import heat_map
 from loramux.cli.json_output import to_json
 from loramux.cli.plot import save_plot
 from loramux.cli.session import AddressOption, JsonOption, Session, open_session
-from loramux.client import GenerateOptions, Prompt, ScalingsRecord, XLoRA
+from loramux.client import GenerateOptions, Prompt, ScalingsRecord, XLoRA, XLoRAOptions, parse_granularity
 from loramux.client.prompts import user_message
 
 FileArgument = Annotated[Path | None, typer.Argument(metavar="[FILE.npz]", help="What --scalings-out saved.")]
@@ -30,6 +32,7 @@ def plot(
     max_tokens: MaxTokensOption = 48,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
+    granularity: GranularityOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE.png", help="Draw a picture (png, svg, pdf).")
     ] = None,
@@ -53,6 +56,8 @@ def plot(
             options["temperature"] = temperature
         if seed is not None:
             options["seed"] = seed
+        if granularity is not None:
+            options["xlora"] = XLoRAOptions(parse_granularity(granularity))
         record, title = _answer(session, user_message(prompt) if chat else prompt, xlora, options), prompt
     if output is not None:
         save_plot(record, output, title)
@@ -71,14 +76,26 @@ def export(
     context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="What --scalings-out saved.")],
     as_csv: Annotated[bool, typer.Option("--csv", help="As CSV: one line for each token and layer.")] = False,
+    as_npy: Annotated[
+        bool, typer.Option("--npy", help="As a numpy array of float32 [tokens, layers, adapters]; needs -o.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn saved scalings into CSV or JSON."""
+    """Turn saved scalings into CSV, JSON or a numpy array."""
     session = open_session(context, as_json)
-    if as_csv == session.json:
-        raise typer.BadParameter("say either --csv or --json")
+    if as_npy and output is None:
+        raise typer.BadParameter("--npy needs -o FILE: an array is nothing for a terminal")
+    if as_csv + as_npy + (session.json and not as_npy) != 1:
+        raise typer.BadParameter("say one of --csv, --json and --npy")
     record = ScalingsRecord.load(file)
+    if as_npy:
+        assert output is not None
+        buffer = io.BytesIO()
+        np.save(buffer, record.values)
+        output.write_bytes(buffer.getvalue())
+        session.emit({"path": output, "shape": record.values.shape}, lambda _: Text(f"wrote {output}"))
+        return
     text = _csv(record) if as_csv else to_json(record) + "\n"
     if output is None:
         session.write(text)

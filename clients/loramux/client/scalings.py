@@ -44,6 +44,19 @@ class ScalingsRecord:
     token_texts: tuple[str, ...]
     prompt_tokens: int
 
+    def entropy(self) -> FloatArray:
+        """How evenly the adapters are used, float32 [tokens, layers]: 1 is all alike, 0 is one alone.
+
+        The Shannon entropy of each token's and layer's shares (absolute scalings over their sum), divided by that of
+        equal shares. NaN where all scalings are 0; 0 for a mixture of one adapter.
+        """
+        sizes = np.abs(self.values)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = sizes / sizes.sum(axis=-1, keepdims=True)
+            terms = np.where(shares > 0, -shares * np.log(np.where(shares > 0, shares, 1)), shares * 0)
+        count = self.values.shape[2]
+        return np.asarray(terms.sum(axis=-1) / np.log(count) if count > 1 else terms.sum(axis=-1), dtype=np.float32)
+
     def save(self, path: Path | str) -> None:
         """Writes an `.npz` file, under exactly this name. Raises OSError."""
         buffer = io.BytesIO()

@@ -58,6 +58,10 @@ def violations_of(error: grpc.aio.AioRpcError) -> dict[str, str]:
     return {violation.field: violation.description for violation in bad_request.field_violations}
 
 
+def xlora(**options: Any) -> generation_pb2.GenerateRequest:
+    return pb.GenerateRequest(prompt=PROMPT, xlora=pb.XLoraOptions(**options))
+
+
 REFUSED = [
     (pb.GenerateRequest(), "prompt"),
     (pb.GenerateRequest(prompt=pb.Prompt()), "prompt.prompt"),
@@ -81,6 +85,25 @@ REFUSED = [
     (pb.GenerateRequest(prompt=PROMPT, stopping=pb.Stopping(stop=["a", ""])), "stopping.stop[1]"),
     (pb.GenerateRequest(prompt=PROMPT, response=pb.ResponseOptions(logprobs=101)), "response.logprobs"),
     (pb.GenerateRequest(prompt=PROMPT, response=pb.ResponseOptions(scalings=9)), "response.scalings"),  # type: ignore[arg-type]
+    (pb.GenerateRequest(prompt=PROMPT, response=pb.ResponseOptions(scalings_type=7)), "response.scalings_type"),  # type: ignore[arg-type]
+    (
+        pb.GenerateRequest(prompt=PROMPT, response=pb.ResponseOptions(scalings_type=pb.SCALINGS_TYPE_FLOAT16)),
+        "response.scalings_type",
+    ),
+    (xlora(top_k_lora=0), "xlora.top_k_lora"),
+    (xlora(softmax_temperature=0), "xlora.softmax_temperature"),
+    (xlora(softmax_temperature=float("nan")), "xlora.softmax_temperature"),
+    (xlora(global_scaling_weight=float("inf")), "xlora.global_scaling_weight"),
+    (xlora(granularity=pb.ScalingsGranularity()), "xlora.granularity.granularity"),
+    (xlora(granularity=pb.ScalingsGranularity(recomputed_every=0)), "xlora.granularity.recomputed_every"),
+    (
+        xlora(granularity=pb.ScalingsGranularity(settled=pb.FrozenWhenSettled(epsilon=-1, passes=1))),
+        "xlora.granularity.settled.epsilon",
+    ),
+    (
+        xlora(granularity=pb.ScalingsGranularity(settled=pb.FrozenWhenSettled(epsilon=0.1))),
+        "xlora.granularity.settled.passes",
+    ),
     (pb.GenerateRequest(prompt=PROMPT, adapters=loras()), "adapters.loras.adapters"),
     (pb.GenerateRequest(prompt=PROMPT, adapters=loras("pirate", "adapters/pirate")), "adapters.loras.adapters[1].name"),
     (pb.GenerateRequest(prompt=PROMPT, adapters=loras("a/b")), "adapters.loras.adapters[0].name"),

@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
+from inference_svc.adapters.classifier import XLoraOverrides
 from inference_svc.adapters.selection import (
     ActiveSelection,
     AdapterKind,
@@ -28,6 +29,13 @@ from inference_svc.engine.request import (
     TokenLogprobs,
 )
 from inference_svc.errors import ReaderTooSlow
+from inference_svc.scheduling.granularity import (
+    EVERY_TOKEN,
+    FrozenAfter,
+    FrozenWhenSettled,
+    Granularity,
+    RecomputedEvery,
+)
 from loramux.inference.v1 import adapter_pb2, generation_pb2
 from tests.inference_svc.rpc.fakes import FakeEngine, FakeStream
 
@@ -146,7 +154,13 @@ async def test_the_engine_gets_every_value_of_the_request(
             frequency_penalty=0, seed=2**64 - 1,
         ),
         stopping=pb.Stopping(max_tokens=9, min_tokens=2, stop=["\n", "END"], ignore_eos=True),
-        response=pb.ResponseOptions(logprobs=0, prompt_logprobs=4, scalings=pb.SCALINGS_DETAIL_FULL),
+        response=pb.ResponseOptions(
+            logprobs=0, prompt_logprobs=4, scalings=pb.SCALINGS_DETAIL_FULL, scalings_type=pb.SCALINGS_TYPE_FLOAT16
+        ),
+        xlora=pb.XLoraOptions(
+            granularity=pb.ScalingsGranularity(settled=pb.FrozenWhenSettled(epsilon=0.25, passes=3)),
+            top_k_lora=2, global_scaling_weight=0,
+        ),
     )  # fmt: skip
     await events_of(inference, request)
     (stream,) = engine.streams
@@ -160,7 +174,28 @@ async def test_the_engine_gets_every_value_of_the_request(
     stopping = seen.stopping
     assert (stopping.max_tokens, stopping.min_tokens, stopping.stop, stopping.ignore_eos) == (9, 2, ("\n", "END"), True)
     assert (seen.response.logprobs, seen.response.prompt_logprobs) == (0, 4)
-    assert seen.response.scalings is ScalingsDetail.FULL
+    assert (seen.response.scalings, seen.response.half_precision) == (ScalingsDetail.FULL, True)
+    assert seen.xlora.granularity == FrozenWhenSettled(0.25, 3)
+    assert seen.xlora.overrides == XLoraOverrides(top_k_lora=2, global_scaling_weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [
+        (None, None),
+        (pb.ScalingsGranularity(every_token=pb.EveryToken()), EVERY_TOKEN),
+        (pb.ScalingsGranularity(frozen_after=0), FrozenAfter(0)),
+        (pb.ScalingsGranularity(recomputed_every=4), RecomputedEvery(4)),
+    ],
+)
+async def test_each_granularity_reaches_the_engine(
+    sent: pb.ScalingsGranularity | None,
+    seen: Granularity | None,
+    engine: FakeEngine,
+    inference: InferenceServiceAsyncStub,
+) -> None:
+    await events_of(inference, pb.GenerateRequest(prompt=prompt("ab"), xlora=pb.XLoraOptions(granularity=sent)))
+    assert engine.streams[0].request.xlora.granularity == seen
 
 
 async def test_values_that_are_not_set_keep_their_defaults_and_zero_is_a_value(
