@@ -206,7 +206,7 @@ def _description(base: BaseModel, config: Config) -> ServedModel:
         num_layers=base.config.num_layers,
         weight_bytes=base.weight_bytes,
         device=str(base.device),
-        kernels=base.model.kernels.name,
+        kernels=base.executor.name,
         batch_invariant=config.batch_invariant,
         adapter_modules=tuple(dict.fromkeys(path.rpartition(".")[2] for path in base.shape.linear_shapes)),
     )

@@ -75,10 +75,10 @@ class Engine:
             base.config.num_kv_heads,
             base.config.head_dim,
             base.config.hidden_size,
-            dtype=base.model.dtype,
+            dtype=base.executor.dtype,
             device=base.device,
         )
-        self._runner = ModelRunner(base.model, cache, base.device)
+        self._runner = ModelRunner(base.executor, cache, base.device)
         self._tokenizer = base.tokenizer
         self._registry = registry
         self._answers: dict[Sequence, Answer] = {}

@@ -18,7 +18,7 @@ from inference_svc.adapters.bank import AdapterBank
 from inference_svc.adapters.selection import Mixture, XLoraMixture
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AdapterRows, AttentionSegment, ForwardBatch
-from inference_svc.models.llama import LlamaModel
+from inference_svc.layers.executor import Executor
 from inference_svc.scheduling.sequence import ScheduledSequence
 
 
@@ -59,8 +59,8 @@ class _Piece:
 class ModelRunner:
     """Runs steps of a model on its cache."""
 
-    def __init__(self, model: LlamaModel, cache: KVCache, device: torch.device) -> None:
-        self.model = model
+    def __init__(self, executor: Executor, cache: KVCache, device: torch.device) -> None:
+        self.executor = executor
         self.cache = cache
         self.device = device
 
@@ -103,7 +103,7 @@ class ModelRunner:
         sources = [sequence.scaling_source(position) for position in request.scheduled.positions]
         slots = self._slots(sequence.scaling_blocks.ids, sources)
         hidden = self.cache.read_hidden(torch.tensor(slots, device=self.device))
-        if not self.model.kernels.batch_invariant:
+        if not self.executor.batch_invariant:
             return classifier.scalings(hidden.float())
         return torch.cat([classifier.scalings(row) for row in torch.split(hidden.float(), 1)])
 
@@ -126,7 +126,7 @@ class ModelRunner:
             tuple(segments),
             self._adapter_rows([(p, list(range(p.first_row, p.first_row + p.num_rows)), p.scalings) for p in pieces]),
         )
-        hidden = self.model.hidden_states(batch, self.cache)
+        hidden = self.executor.hidden_states(batch, self.cache)
         self.cache.write_hidden(batch.slots, hidden)
         return hidden
 
@@ -149,7 +149,7 @@ class ModelRunner:
         if not wanted:
             return
         rows = hidden.index_select(0, torch.tensor(wanted, device=self.device))
-        logits = self.model.logits(rows, self._adapter_rows(spans))
+        logits = self.executor.logits(rows, self._adapter_rows(spans))
         for piece, local, _ in spans:
             results[id(piece.request)] = RowResult(logits[local[0] : local[-1] + 1], piece.scalings)
 
@@ -161,7 +161,7 @@ class ModelRunner:
         for piece, indices, dynamic in spans:
             mixture = piece.request.mixture
             parts = [
-                (w.bank, torch.full((len(indices), 1, 1), w.weight, device=self.device, dtype=self.model.dtype))
+                (w.bank, torch.full((len(indices), 1, 1), w.weight, device=self.device, dtype=self.executor.dtype))
                 for w in mixture.constant
             ]
             if mixture.xlora is not None and (values := self._weights(piece, mixture.xlora, dynamic)) is not None:
@@ -183,7 +183,7 @@ class ModelRunner:
                 return None
             scalings = xlora.classifier.scaling_pass_scalings(self.device).unsqueeze(0)
         assert scalings is not None
-        return scalings.to(self.model.dtype) * config.global_scaling_weight
+        return scalings.to(self.executor.dtype) * config.global_scaling_weight
 
 
 def _frozen(request: RowRequest) -> Tensor:

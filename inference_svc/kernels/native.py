@@ -11,7 +11,7 @@ from torch import Tensor
 from inference_svc.kernels.native_library import NativeUnavailable, load_library
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AttentionSegment
+from inference_svc.layers.batch import AttentionSegment, AttentionShape
 from inference_svc.weights.quantization import QuantizedTensor
 
 PACKED_TYPES = frozenset(
@@ -64,12 +64,12 @@ class NativeKernels(ReferenceKernels):
         return y
 
     def attention(
-        self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], scale: float
+        self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], shape: AttentionShape
     ) -> Tensor:
         """Query by query over the blocks in place, without copying them."""
         num_heads, head_dim = queries.shape[1:]
-        if head_dim % 16:
-            return super().attention(queries, cache, layer, segments, scale)
+        if head_dim % 16 or shape.window is not None or shape.softcap is not None:
+            return super().attention(queries, cache, layer, segments, shape)
         queries = queries.contiguous()
         output = torch.empty_like(queries)
         keys, values = cache.layer(layer)
@@ -86,7 +86,7 @@ class NativeKernels(ReferenceKernels):
                 _pointer(values),
                 _pointer(segment.blocks),
                 ctypes.c_int64(cache.block_size),
-                ctypes.c_float(scale),
+                ctypes.c_float(shape.scale),
                 _pointer(output[rows]),
             )
         return output

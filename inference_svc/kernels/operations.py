@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AttentionSegment
+from inference_svc.layers.batch import AttentionSegment, AttentionShape
 from inference_svc.weights.quantization import QuantizedTensor
 
 
@@ -37,15 +37,22 @@ class Kernels(Protocol):
         ...
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate [num_tokens, num_heads, head_dim] by cos and sin [num_tokens, head_dim / 2] (halves, not pairs)."""
+        """Rotate the first dimensions of [num_tokens, num_heads, head_dim], first half against second half.
+
+        cos and sin are [num_tokens, n]; the first 2n dimensions of a head are rotated, what follows stays.
+        """
         ...
 
-    def silu_product(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up."""
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """Layer norm over the last axis (arXiv 1607.06450)."""
+        ...
+
+    def activate(self, kind: str, x: Tensor) -> Tensor:
+        """`silu`, `gelu` or `gelu_tanh`, element by element."""
         ...
 
     def attention(
-        self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], scale: float
+        self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], shape: AttentionShape
     ) -> Tensor:
         """Causal grouped-query attention of [num_tokens, num_heads, head_dim] over the cached keys and values."""
         ...

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AttentionSegment
+from inference_svc.layers.batch import AttentionSegment, AttentionShape
 from inference_svc.weights.quantization import QuantizedTensor
 
 # Rows in one product of the batch-invariant mode. A product of a fixed shape treats each row the same wherever it
 # stands and whatever is beside it; one whose shape follows the batch does not: blocking is chosen by shape.
 ROW_TILE = 16
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 class ReferenceKernels:
@@ -39,25 +46,32 @@ class ReferenceKernels:
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
-    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The first half of a head is rotated against the second (the layout of Hugging Face checkpoints)."""
-        half = x.shape[-1] // 2
-        first, second = x[..., :half], x[..., half:]
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """(x - mean) / sqrt(variance + eps) * weight + bias, in float32."""
+        wide = x.float()
+        centered = wide - wide.mean(-1, keepdim=True)
+        normed = (centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+        return normed if bias is None else normed + bias
 
-    def silu_product(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up.
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The first half of what is rotated against its second half (the layout of Hugging Face checkpoints)."""
+        half = cos.shape[-1]
+        first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+
+    def activate(self, kind: str, x: Tensor) -> Tensor:
+        """silu, or gelu exactly or by tanh.
 
         Vector code and the scalar code for what is left over round exp differently: which elements are left over must
         not depend on the number of rows, so the batch-invariant mode goes row by row.
         """
         if not self.batch_invariant:
-            return F.silu(gate) * up
-        return torch.stack([F.silu(row) for row in gate.unbind()]) * up
+            return _ACTIVATIONS[kind](x)
+        return torch.stack([_ACTIVATIONS[kind](row) for row in x.unbind()])
 
     def attention(
-        self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], scale: float
+        self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], shape: AttentionShape
     ) -> Tensor:
         """Segment by segment, in tiles of queries that are aligned to cache blocks.
 
@@ -78,22 +92,27 @@ class ReferenceKernels:
                 tile = queries.new_zeros((cache.block_size, *queries.shape[1:]))
                 offset = position - tile_start
                 tile[offset : offset + count] = queries[row : row + count]
-                attended = _attend(tile, keys[:tile_end], values[:tile_end], tile_start, scale)
+                attended = _attend(tile, keys[:tile_end], values[:tile_end], tile_start, shape)
                 output[row : row + count] = attended[offset : offset + count]
                 position += count
         return output
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, first_position: int, scale: float) -> Tensor:
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, first_position: int, shape: AttentionShape) -> Tensor:
     """Queries [n, num_heads, head_dim] at first_position.. over keys and values [k, num_kv_heads, head_dim]."""
     n, num_heads, head_dim = queries.shape
     num_keys, num_kv_heads = keys.shape[:2]
     group = num_heads // num_kv_heads
     # [num_kv_heads, n * group, head_dim]: the heads of a group share keys and values, so they are rows of one product.
     q = queries.reshape(n, num_kv_heads, group, head_dim).permute(1, 0, 2, 3).reshape(num_kv_heads, n * group, head_dim)
-    scores = torch.bmm(q, keys.permute(1, 2, 0)) * scale
-    query_positions = torch.arange(first_position, first_position + n, device=queries.device)
-    hidden = torch.arange(num_keys, device=queries.device)[None, :] > query_positions[:, None]  # [n, k]
+    scores = torch.bmm(q, keys.permute(1, 2, 0)) * shape.scale
+    if shape.softcap is not None:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    query_positions = torch.arange(first_position, first_position + n, device=queries.device)[:, None]
+    key_positions = torch.arange(num_keys, device=queries.device)[None, :]
+    hidden = key_positions > query_positions  # [n, k]
+    if shape.window is not None:
+        hidden |= key_positions <= query_positions - shape.window
     scores = scores.masked_fill(hidden.repeat_interleave(group, dim=0), float("-inf"))
     mixed = torch.bmm(torch.softmax(scores.float(), dim=-1).to(q.dtype), values.permute(1, 0, 2))
     return mixed.reshape(num_kv_heads, n, group, head_dim).permute(1, 0, 2, 3).reshape(n, num_heads, head_dim)

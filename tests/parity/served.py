@@ -17,6 +17,7 @@ from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
 from inference_svc.kernels.operations import Kernels
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
+from inference_svc.layers.eager import EagerExecutor
 from inference_svc.models.base_model import shape_of
 from inference_svc.models.llama import LlamaModel
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
@@ -44,7 +45,7 @@ class ServedModel:
             dtype=torch.float32,
             device=CPU,
         )
-        self.runner = ModelRunner(LlamaModel(checkpoint, kernels, torch.float32), cache, CPU)
+        self.runner = ModelRunner(EagerExecutor(LlamaModel(checkpoint), kernels, torch.float32), cache, CPU)
         self.registry = AdapterRegistry(shape_of(checkpoint, ""), AdapterLimits())
 
     def load_demo(self, xlora: Path, order: Seq[str], layers: dict[str, int]) -> None:

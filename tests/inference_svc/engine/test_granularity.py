@@ -77,7 +77,7 @@ def forward(base: BaseModel, token_ids: list[int], adapters: tuple[AdapterRows, 
     cache = KVCache(*shape, dtype=torch.float32, device=base.device)
     rows = torch.arange(len(token_ids))
     segment = AttentionSegment(0, len(token_ids), 0, torch.arange(blocks))
-    return base.model.hidden_states(ForwardBatch(torch.tensor(token_ids), rows, rows, (segment,), adapters), cache)
+    return base.executor.hidden_states(ForwardBatch(torch.tensor(token_ids), rows, rows, (segment,), adapters), cache)
 
 
 def held_rows(granularity: Granularity, fresh: Tensor, num_prompt: int) -> list[int]:
@@ -118,7 +118,7 @@ def slow_answer(base: BaseModel, registry: AdapterRegistry, what: GenerationRequ
         fresh = torch.cat([xlora.classifier.scalings(row) for row in torch.split(forward(base, token_ids, ()), 1)])
         applied = fresh[held_rows(what.xlora.granularity or EVERY_TOKEN, fresh, len(what.prompt_token_ids))]
         adapters = (AdapterRows(xlora.bank, torch.arange(len(token_ids)), applied),)
-        logits = base.model.logits(forward(base, token_ids, adapters)[-1:], ())
+        logits = base.executor.logits(forward(base, token_ids, adapters)[-1:], ())
         token_ids.append(int(logits[0].argmax()))
     return token_ids[len(what.prompt_token_ids) :], applied
 
@@ -283,14 +283,14 @@ def stepped_engine(base: BaseModel, registry: AdapterRegistry) -> Engine:
 def rows_of_passes(engine: Engine) -> list[int]:
     """How many rows each forward pass has; grows as the engine steps."""
     rows: list[int] = []
-    hidden_states = engine._runner.model.hidden_states
+    hidden_states = engine._runner.executor.hidden_states
 
     def counted(batch: ForwardBatch, cache: KVCache) -> Tensor:
         rows.append(len(batch.token_ids))
         return hidden_states(batch, cache)
 
-    engine._runner.model = copy.copy(engine._runner.model)
-    engine._runner.model.hidden_states = counted  # type: ignore[method-assign]
+    engine._runner.executor = copy.copy(engine._runner.executor)
+    engine._runner.executor.hidden_states = counted  # type: ignore[method-assign]
     return rows
 
 

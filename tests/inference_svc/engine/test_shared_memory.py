@@ -130,7 +130,7 @@ def test_a_scaling_pass_shares_blocks_and_hidden_states_with_the_base_model_and_
     base: BaseModel, engine: Engine, solo: Solo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    whole = base.model.hidden_states
+    whole = base.executor.hidden_states
 
     def counted(batch: ForwardBatch, cache: KVCache) -> Tensor:
         rows.append(len(batch.token_ids))
@@ -143,7 +143,7 @@ def test_a_scaling_pass_shares_blocks_and_hidden_states_with_the_base_model_and_
         return list(rows)
 
     expected = {kind: solo.answer(request(KINDS[kind], SYSTEM_PROMPT, new=1)) for kind in KINDS}
-    monkeypatch.setattr(base.model, "hidden_states", counted)
+    monkeypatch.setattr(base.executor, "hidden_states", counted)
     assert rows_of("base") == [37]
     assert rows_of("xlora") == [5, 37]  # the scaling pass has the rest of the third block to do
     assert rows_of("other xlora") == [5, 37]

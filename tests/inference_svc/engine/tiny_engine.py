@@ -13,6 +13,7 @@ from inference_svc.engine.engine import Engine
 from inference_svc.engine.output_stream import OutputStream
 from inference_svc.engine.request import Event, Failed, Finished, GenerationRequest, Output
 from inference_svc.kernels.reference import ReferenceKernels
+from inference_svc.layers.eager import EagerExecutor
 from inference_svc.models.base_model import BaseModel
 from inference_svc.models.llama import LlamaModel, linear_shapes
 from inference_svc.weights.checkpoint import load_llama
@@ -39,10 +40,10 @@ def tiny_base_model(folder: Path, *, hidden: int = 64, heads: int = 4, ffn: int 
     path = folder / "tiny.gguf"
     write_tiny_llama_gguf(path, hidden=hidden, heads=heads, ffn=ffn, vocab=32)
     checkpoint = load_llama(GgufFile.open(path))
-    model = LlamaModel(checkpoint, ReferenceKernels(batch_invariant=True), torch.float32)
+    executor = EagerExecutor(LlamaModel(checkpoint), ReferenceKernels(batch_invariant=True), torch.float32)
     config = checkpoint.config
     shape = BaseModelShape("llama", "", config.hidden_size, linear_shapes(config), True, CPU)
-    return BaseModel(model, config, Letters(), shape, CPU, "Q8_0", checkpoint.nbytes, "")  # type: ignore[arg-type]
+    return BaseModel(executor, config, Letters(), shape, CPU, "Q8_0", checkpoint.nbytes, "")  # type: ignore[arg-type]
 
 
 class Reader:

@@ -15,7 +15,7 @@ from inference_svc.kernels.native import NativeKernels, NativeUnavailable
 from inference_svc.kernels.operations import Kernels
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AttentionSegment
+from inference_svc.layers.batch import AttentionSegment, AttentionShape
 from inference_svc.weights.quantization import QuantizedTensor
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -80,6 +80,7 @@ def test_attention_over_scattered_blocks_equals_plain_attention(
     kernels: Kernels, heads: int, kv_heads: int, head_dim: int
 ) -> None:
     length, block_size = 53, 16
+    shape = AttentionShape(heads, kv_heads, head_dim, head_dim**-0.5)
     cache = KVCache(
         1, 9, block_size, kv_heads, head_dim, heads * head_dim, dtype=torch.float32, device=torch.device("cpu")
     )
@@ -90,13 +91,13 @@ def test_attention_over_scattered_blocks_equals_plain_attention(
     expected = torch.nn.functional.scaled_dot_product_attention(
         q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), is_causal=True, enable_gqa=True
     ).transpose(0, 1)
-    whole = kernels.attention(q, cache, 0, (AttentionSegment(0, length, 0, blocks),), head_dim**-0.5)
+    whole = kernels.attention(q, cache, 0, (AttentionSegment(0, length, 0, blocks),), shape)
     torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
     # However the prompt is cut: the same bits.
     for cut in (1, 16, 30, 52):
         for start, stop in ((0, cut), (cut, length)):
             segment = AttentionSegment(0, stop - start, start, blocks)
-            piece = kernels.attention(q[start:stop], cache, 0, (segment,), head_dim**-0.5)
+            piece = kernels.attention(q[start:stop], cache, 0, (segment,), shape)
             assert torch.equal(piece, whole[start:stop])
 
 

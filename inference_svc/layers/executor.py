@@ -1,0 +1,38 @@
+"""What runs a model's passes: the definition itself, eagerly, or a program recorded from it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from inference_svc.kv_cache.cache import KVCache
+from inference_svc.layers.batch import AdapterRows, ForwardBatch
+
+
+class Executor(Protocol):
+    """Chosen once, at start."""
+
+    @property
+    def name(self) -> str:
+        """`reference`, `native`: what the start-up line says."""
+        ...
+
+    @property
+    def batch_invariant(self) -> bool:
+        """True if no row's arithmetic depends on the other rows."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of hidden states and scalings."""
+        ...
+
+    def hidden_states(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """Hidden states after the final norm [num_tokens, hidden_size]; writes keys and values to the cache."""
+        ...
+
+    def logits(self, hidden: Tensor, adapters: tuple[AdapterRows, ...]) -> Tensor:
+        """[num_rows, hidden_size] -> float32 [num_rows, vocab_size]; adapters' rows count within these rows."""
+        ...
