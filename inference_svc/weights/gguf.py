@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import stat
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 from inference_svc.weights.errors import FileMissing, MalformedFile
 from inference_svc.weights.gguf_header import MetadataValue, TensorEntry, read_header
 from inference_svc.weights.quantization import QuantizedTensor
+from inference_svc.weights.source import SourceFormat
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +24,7 @@ class GgufFile:
     path: Path
     metadata: Mapping[str, MetadataValue]
     entries: Mapping[str, TensorEntry]
+    format: SourceFormat = SourceFormat.GGUF
 
     @classmethod
     def open(cls, path: Path) -> GgufFile:
@@ -44,17 +47,13 @@ class GgufFile:
         return cls(path, header.metadata, header.tensors)
 
     def tensor(self, name: str) -> QuantizedTensor:
-        """Read a tensor of one or two axes into memory, as it is packed in the file.
+        """Read a tensor into memory as it is packed in the file; all axes before the last one are its rows.
 
         Raises:
-            FileMissing, MalformedFile: the file is gone or shorter by now, or the tensor has more axes.
+            FileMissing, MalformedFile: the file is gone or shorter by now.
         """
         entry = self.entries[name]
-        if len(entry.shape) > 2:
-            raise MalformedFile(
-                str(self.path), f"tensor {name!r} has {len(entry.shape)} axes, two at most are expected"
-            )
-        rows = entry.shape[0] if len(entry.shape) == 2 else 1
+        rows = math.prod(entry.shape[:-1])
         data = torch.empty((rows, entry.nbytes // rows), dtype=torch.uint8)
         try:
             with self.path.open("rb") as file:
