@@ -19,7 +19,6 @@ from inference_svc.adapters.xlora_classifier import classifier_from, read_classi
 from inference_svc.adapters.xlora_config import ORIGINAL, PEFT, layout_of, peft_adapter_keys, read_xlora_config
 from inference_svc.errors import (
     AdapterUnfit,
-    AdapterUnsupported,
     OrderingUnfit,
     PathNotAllowed,
     SourceChanged,
@@ -65,7 +64,7 @@ def load_xlora(
         SourceNotFound: a file or an expert's folder is missing; lists the folders that are there.
         SourceChanged: a file changed while it was read.
         AdapterMalformed: a file is broken.
-        AdapterUnsupported: something that is not supported, `lm_head` among it.
+        AdapterUnsupported: something that is not supported.
         AdapterUnfit: it does not fit the base model.
         OrderingUnfit: `order` or `layers` does not fit the adapters.
         LimitReached: rank or bytes.
@@ -140,9 +139,6 @@ def _check_order(order: Sequence[str]) -> None:
 def _check_rows(layers: Mapping[str, int]) -> None:
     if not layers:
         raise OrderingUnfit("`layers` is empty; an X-LoRA needs the classifier row of each layer")
-    heads = [path for path in layers if _is_head(path)]
-    if heads:
-        _refuse_head()
     if sorted(layers.values()) != list(range(len(layers))):
         wrong = [f"`{path}`: {row}" for path, row in layers.items() if not 0 <= row < len(layers)]
         found = summary(wrong) if wrong else "some row is there twice"
@@ -159,22 +155,12 @@ def _rows_in_module_order(experts: Sequence[LoraFiles], base: BaseModelShape) ->
 
 def _check_layers(experts: Sequence[LoraFiles], layers: Mapping[str, int]) -> None:
     adapted = {path for expert in experts for path in expert.matrices}
-    if any(_is_head(path) for path in adapted):
-        _refuse_head()
     problems = [f"`{path}` has adapter tensors but no entry in `layers`" for path in sorted(adapted - layers.keys())]
     problems += [
         f"`{path}` is in `layers`, but no adapter has tensors for it" for path in layers if path not in adapted
     ]
     if problems:
         raise OrderingUnfit(f"`layers` does not fit the adapters: {summary(problems)}", problems=str(len(problems)))
-
-
-def _is_head(path: str) -> bool:
-    return path.rsplit(".", 1)[-1] == "lm_head"
-
-
-def _refuse_head() -> None:
-    raise AdapterUnsupported("Got an adapter `lm_head` layer, this is unsupported with X-LoRA.", layer="lm_head")
 
 
 def _joined(path: str, experts: Sequence[LoraFiles]) -> LinearDelta:

@@ -50,8 +50,11 @@ def layer_problems(
         seen.add(layer.path)
         yield from _path_problems(layer.path, entry)
         if is_xlora and layer.path.endswith(OUTPUT_HEAD):
-            message = "Got an adapter `lm_head` layer, this is unsupported with X-LoRA."
-            yield Problem("XLORA_LM_HEAD", layer_place(layer.path), message, entry=entry)
+            message = (
+                f"The X-LoRA adapts the layer `{shown(layer.path)}`: mistral.rs refuses that"
+                ' ("Got an adapter `lm_head` layer, this is unsupported with X-LoRA.").'
+            )
+            yield Problem("XLORA_LM_HEAD", layer_place(layer.path), message, Severity.WARNING, entry)
         if quantized_architecture:
             yield from _support_problems(layer.path, quantized_architecture, entry)
         if structure is not None and other_paths is not None:

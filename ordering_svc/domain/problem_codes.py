@@ -81,7 +81,7 @@ CODES: Mapping[str, Meaning] = {
         "The model has fewer decoder layers.", "Check that the ordering is for this model, and generate it again."
     ),
     "XLORA_LM_HEAD": Meaning(
-        "An X-LoRA cannot adapt the output head.", "Train without lm_head as a target module, then generate again."
+        "An X-LoRA adapts the output head.", "Nothing for Loramux; train without lm_head if mistral.rs has to run it."
     ),
     # base_model_id
     "BASE_MODEL_ID_MISSING": Meaning(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-HIDDEN, LAYERS, FFN, KV = 32, 2, 48, 16
+HIDDEN, LAYERS, FFN, KV, VOCAB = 32, 2, 64, 16, 96
 SHAPES = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (KV, HIDDEN),
@@ -24,6 +26,10 @@ SHAPES = {
     "mlp.up_proj": (FFN, HIDDEN),
     "mlp.down_proj": (HIDDEN, FFN),
 }
+HEAD = "lm_head"
+MODULES = (*SHAPES, HEAD)
+LINEAR_SHAPES = {f"model.layers.{i}.{module}": shape for i in range(LAYERS) for module, shape in SHAPES.items()}
+LINEAR_SHAPES[HEAD] = (VOCAB, HIDDEN)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Mixture:
     def paths(self) -> list[str]:
         """The adapted layers in module order: row i of the classifier is layer i."""
         chosen = {module for expert in self.experts for module in expert.modules}
-        return [f"model.layers.{i}.{module}" for i in range(LAYERS) for module in SHAPES if module in chosen]
+        return [path for path in LINEAR_SHAPES if _module(path) in chosen]
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -69,9 +75,8 @@ class Mixture:
         generator = torch.Generator().manual_seed(100 * self.seed + index)
         expert, tensors = self.experts[index], {}
         for path in self.paths:
-            module = path.split(".", 3)[3]
-            if module in expert.modules:
-                rows, columns = SHAPES[module]
+            if _module(path) in expert.modules:
+                rows, columns = LINEAR_SHAPES[path]
                 prefix = f"base_model.model.{path}"
                 tensors[f"{prefix}.lora_A.weight"] = torch.randn(expert.rank, columns, generator=generator) * 0.3
                 tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, expert.rank, generator=generator) * 0.3
@@ -100,7 +105,7 @@ class Mixture:
                 "task_type": "CAUSAL_LM",
                 "r": self.experts[index].rank,
                 "lora_alpha": 2 * self.experts[index].rank,
-                "target_modules": sorted(module.split(".")[1] for module in self.experts[index].modules),
+                "target_modules": sorted(module.rpartition(".")[2] for module in self.experts[index].modules),
             }
             (folder / name / "adapter_config.json").write_text(json.dumps(config))
             save_file(self.expert_tensors(index), folder / name / "adapter_model.safetensors")
@@ -134,7 +139,7 @@ def mixtures() -> st.SearchStrategy[Mixture]:
 
     @st.composite
     def draw_one(draw: st.DrawFn) -> Mixture:
-        modules = st.lists(st.sampled_from(sorted(SHAPES)), min_size=1, max_size=4, unique=True).map(tuple)
+        modules = st.lists(st.sampled_from(sorted(MODULES)), min_size=1, max_size=4, unique=True).map(tuple)
         experts = draw(st.lists(st.builds(Expert, st.integers(1, 5), modules), min_size=2, max_size=4).map(tuple))
         relu = draw(st.booleans())
         config = {
@@ -181,7 +186,8 @@ def peft_answer(base: Any, mixture: Mixture, folder: Path, token_ids: list[int])
         xlora_size=mixture.size,
         **{**mixture.config, "scaling_pass_value": 0.0 if value is None else value},
     )
-    model = get_peft_model(base, config).float().eval()
+    with _loading_by_path() if HEAD in mixture.paths else contextlib.nullcontext():
+        model = get_peft_model(base, config).float().eval()
     model.base_model.set_scaling_pass_value(value)
     sequential = model.base_model.internal_xlora_classifier.layers
     linear = [module for module in sequential if isinstance(module, torch.nn.Linear)]
@@ -200,3 +206,31 @@ def peft_answer(base: Any, mixture: Mixture, folder: Path, token_ids: list[int])
         for layer in range(len(mixture.paths))
     ]
     return logits, torch.stack(applied, dim=1).detach()
+
+
+def _module(path: str) -> str:
+    """A module's path within its layer, for instance `self_attn.q_proj`."""
+    return path.split(".", 3)[-1]
+
+
+@contextlib.contextmanager
+def _loading_by_path() -> Iterator[None]:
+    """PEFT (0.21.2) computes X-LoRA with an adapted head, but its loader looks for `model.lm_head`: mend that here."""
+    from peft import LoraConfig
+    from peft.tuners.xlora import model as peft_xlora
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    def load(lora_model: Any, adapter_name: str, model_id: str, **_: Any) -> None:
+        lora_model.peft_config[adapter_name] = LoraConfig.from_pretrained(model_id)
+        lora_model.inject_adapter(lora_model.model, adapter_name)
+        weights = load_peft_weights(model_id, device="cpu")
+        named = {key.removeprefix("base_model."): tensor for key, tensor in weights.items()}
+        result = set_peft_model_state_dict(lora_model, named, adapter_name=adapter_name)
+        assert not result.unexpected_keys
+
+    own = peft_xlora._load_adapter_into_lora_model
+    peft_xlora._load_adapter_into_lora_model = load
+    try:
+        yield
+    finally:
+        peft_xlora._load_adapter_into_lora_model = own

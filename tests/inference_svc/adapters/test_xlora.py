@@ -43,6 +43,16 @@ def test_experts_lie_side_by_side_in_the_order_of_the_classifier(
     assert loaded.classifier.scalings(torch.randn(5, HIDDEN)).shape == (5, 2, 2)
 
 
+def test_an_adapted_head_has_the_row_that_the_ordering_gives_it(
+    write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits
+) -> None:
+    rows = {"lm_head": 0, Q0: 1, V0: 2}
+    loaded = load_xlora(write.xlora("mix", {"a": [Q0, V0], "b": ["lm_head"]}), ("a", "b"), rows, base, limits)
+    assert loaded.bank.scaling_rows == rows
+    assert loaded.bank.deltas["lm_head"].expert_of_rank.tolist() == [1, 1]
+    assert loaded.target_modules == ("lm_head", "q_proj", "v_proj")
+
+
 def test_order_and_rows_are_part_of_the_digest(
     write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits
 ) -> None:
@@ -112,7 +122,6 @@ def test_a_config_that_does_not_fit_is_refused_by_key(
         (ORDER, {Q0: 0, V0: 0}, OrderingUnfit, "some row is there twice"),
         (ORDER, {Q0: 0, UP0: 1}, OrderingUnfit, f"`{V0}` has adapter tensors but no entry"),
         (ORDER, {Q0: 0, UP0: 1}, OrderingUnfit, f"`{UP0}` is in `layers`, but no adapter"),
-        (ORDER, {Q0: 0, "lm_head": 1}, AdapterUnsupported, "Got an adapter `lm_head` layer"),
     ],
 )
 def test_an_ordering_that_does_not_fit_is_refused_by_name(

@@ -20,7 +20,7 @@ from inference_svc.adapters.xlora import LoadedXLora, load_xlora
 from inference_svc.errors import AdapterMalformed, OrderingUnfit
 from loramux.client import InvalidArgument
 from loramux.client.xlora_layouts import convert_xlora
-from tests.parity.xlora_oracle import HIDDEN, LAYERS, SHAPES, Expert, Mixture, mixtures
+from tests.parity.xlora_oracle import HIDDEN, LAYERS, LINEAR_SHAPES, SHAPES, Expert, Mixture, mixtures
 
 CONFIG: dict[str, Any] = {
     "enable_softmax": True,
@@ -41,8 +41,7 @@ def mixture(**changes: Any) -> Mixture:
 
 
 def shape() -> BaseModelShape:
-    linear = {f"model.layers.{i}.{module}": sides for i in range(LAYERS) for module, sides in SHAPES.items()}
-    return BaseModelShape("llama", "", HIDDEN, linear, True, torch.device("cpu"), {})
+    return BaseModelShape("llama", "", HIDDEN, LINEAR_SHAPES, True, torch.device("cpu"), {})
 
 
 def load_original(folder: Path, what: Mixture) -> LoadedXLora:

@@ -78,8 +78,12 @@ def lora_folder(write: AdapterWriter, name: str, seed: int) -> Path:
 
 
 def xlora_folder(write: AdapterWriter, name: str, seed: int, **config: float) -> tuple[Path, dict[str, int]]:
-    """A mixture of three experts on partly different modules, and its classifier rows."""
-    modules = {"north": ("q_proj", "v_proj"), "south": ("q_proj", "up_proj"), "west": ("v_proj", "down_proj")}
+    """A mixture of three experts on partly different modules, the head among them, and its classifier rows."""
+    modules = {
+        "north": ("q_proj", "v_proj"),
+        "south": ("q_proj", "up_proj", "lm_head"),
+        "west": ("v_proj", "down_proj", "lm_head"),
+    }
     experts = {
         expert: [path for path in write.base.linear_shapes if path.endswith(ends)] for expert, ends in modules.items()
     }

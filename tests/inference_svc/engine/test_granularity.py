@@ -39,7 +39,7 @@ GRANULARITIES: list[Granularity] = [
     RecomputedEvery(1),
     RecomputedEvery(3),
     RecomputedEvery(7),
-    FrozenWhenSettled(0.992, 2),
+    FrozenWhenSettled(0.5, 2),
     FrozenWhenSettled(1.0, 3),
     FrozenWhenSettled(0.0, 1),
 ]
@@ -118,7 +118,8 @@ def slow_answer(base: BaseModel, registry: AdapterRegistry, what: GenerationRequ
         fresh = torch.cat([xlora.classifier.scalings(row) for row in torch.split(forward(base, token_ids, ()), 1)])
         applied = fresh[held_rows(what.xlora.granularity or EVERY_TOKEN, fresh, len(what.prompt_token_ids))]
         adapters = (AdapterRows(xlora.bank, torch.arange(len(token_ids)), applied),)
-        logits = base.executor.logits(forward(base, token_ids, adapters)[-1:], ())
+        newest = (AdapterRows(xlora.bank, torch.tensor([0]), applied[-1:]),)
+        logits = base.executor.logits(forward(base, token_ids, adapters)[-1:], newest)
         token_ids.append(int(logits[0].argmax()))
     return token_ids[len(what.prompt_token_ids) :], applied
 

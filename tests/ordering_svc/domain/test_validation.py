@@ -143,8 +143,16 @@ def test_the_reference_systems_wording_is_kept() -> None:
         "Got a layer name `model.layers.0.self_attn.qkv_proj` in the ordering, expected it to end with one of"
         ' ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj",'
         ' "mlp.down_proj", "mlp.gate_proj", "lm_head"]',
-        "Got an adapter `lm_head` layer, this is unsupported with X-LoRA.",
+        "The X-LoRA adapts the layer `lm_head`: mistral.rs refuses that"
+        ' ("Got an adapter `lm_head` layer, this is unsupported with X-LoRA.").',
     ]
+
+
+def test_an_xlora_that_adapts_the_head_is_valid_though_mistral_rs_refuses_it() -> None:
+    file = file_of(order=["a"], layers=rows("model.layers.0.self_attn.q_proj", "lm_head"))
+    (problem,) = validate_file(file, Expectations(AdapterKind.XLORA, LLAMA, "llama"))
+    assert (problem.code, problem.severity) == ("XLORA_LM_HEAD", Severity.WARNING)
+    assert not validate_file(file, Expectations(AdapterKind.LORA, LLAMA, "llama"))
 
 
 @pytest.mark.parametrize(
