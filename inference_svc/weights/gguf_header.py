@@ -10,6 +10,7 @@ import reprlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
@@ -57,24 +58,45 @@ class GgufHeader:
     tensors: dict[str, TensorEntry]
 
 
+class FileBytes(Protocol):
+    """A file that is read from its start, as far as is needed."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        ...
+
+    def prefix(self, count: int) -> memoryview:
+        """At least its first `count` bytes; it has so many. Raises WeightsError."""
+        ...
+
+
 class _Cursor:
     """A position in the file's bytes; reading past the end is a MalformedFile."""
 
-    def __init__(self, path: str, data: memoryview) -> None:
+    def __init__(self, path: str, file: FileBytes) -> None:
         self.path = path
-        self.data = data
+        self.file = file
+        self.size = file.size
+        self.data = memoryview(b"")
         self.position = 0
 
     def malformed(self, message: str) -> MalformedFile:
         return MalformedFile(self.path, f"malformed GGUF: {message}")
 
     def take(self, count: int, what: str) -> memoryview:
-        left = len(self.data) - self.position
+        left = self.size - self.position
         if count > left:
             raise self.malformed(f"{what} at byte {self.position} needs {count} bytes and {left} are left")
-        piece = self.data[self.position : self.position + count]
+        piece = self.reach(self.position + count)[self.position : self.position + count]
         self.position += count
         return piece
+
+    def reach(self, end: int) -> memoryview:
+        """The bytes up to `end`, which lies in the file, and maybe more."""
+        if end > len(self.data):
+            self.data = self.file.prefix(end)
+        return self.data
 
     def scalar(self, code: str, what: str) -> int | float | bool:
         value: int | float | bool = struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
@@ -96,14 +118,14 @@ class _Cursor:
             raise self.malformed(f"{what} is not UTF-8: {error}") from error
 
 
-def read_header(path: str, data: memoryview) -> GgufHeader:
-    """Parse and check the header of a whole file's bytes.
+def read_header(path: str, file: FileBytes) -> GgufHeader:
+    """Parse and check the header of a file.
 
     Raises:
         MalformedFile: a value does not fit the file or the format.
         UnsupportedFile: a legacy GGML file, a big-endian one, another version, or a tensor type that is not known.
     """
-    cursor = _Cursor(path, data)
+    cursor = _Cursor(path, file)
     magic = bytes(cursor.take(4, "the magic"))
     if magic in LEGACY_MAGICS:
         raise UnsupportedFile(
@@ -154,7 +176,7 @@ def _value(cursor: _Cursor, kind: GGUFValueType, key: str) -> MetadataValue:
         raise cursor.malformed(f"metadata key {key!r} is an array of arrays")
     if item is GGUFValueType.STRING:
         # A string takes at least the 8 bytes of its length.
-        if count * 8 > len(cursor.data) - cursor.position:
+        if count * 8 > cursor.size - cursor.position:
             raise cursor.malformed(f"metadata key {key!r} claims {count} strings, more than the file can hold")
         return _strings(cursor, count, key)
     size = struct.calcsize("<" + _SCALARS[item])
@@ -163,15 +185,21 @@ def _value(cursor: _Cursor, kind: GGUFValueType, key: str) -> MetadataValue:
 
 def _strings(cursor: _Cursor, count: int, key: str) -> list[str]:
     """A loop without calls: vocabularies have hundreds of thousands of strings."""
-    data, position, end = cursor.data, cursor.position, len(cursor.data)
+    data, position, have, end = cursor.data, cursor.position, len(cursor.data), cursor.size
     unpack: Callable[[memoryview, int], tuple[int]] = struct.Struct("<Q").unpack_from
     texts = []
     for index in range(count):
         if position + 8 > end:
             raise cursor.malformed(f"item {index} of {key!r} at byte {position} is cut off")
+        if position + 8 > have:
+            data = cursor.reach(position + 8)
+            have = len(data)
         stop = position + 8 + unpack(data, position)[0]
         if stop > end:
             raise cursor.malformed(f"item {index} of {key!r} at byte {position} reaches past the end of the file")
+        if stop > have:
+            data = cursor.reach(stop)
+            have = len(data)
         texts.append(bytes(data[position + 8 : stop]))
         position = stop
     cursor.position = position
@@ -214,9 +242,9 @@ def _placed(cursor: _Cursor, infos: list[TensorEntry], start: int, alignment: in
         if info.offset % alignment:
             raise cursor.malformed(f"tensor {info.name!r} is at offset {info.offset}, not a multiple of {alignment}")
         offset = start + info.offset
-        if offset + info.nbytes > len(cursor.data):
+        if offset + info.nbytes > cursor.size:
             raise cursor.malformed(
-                f"tensor {info.name!r} ends at byte {offset + info.nbytes} and the file at byte {len(cursor.data)}: "
+                f"tensor {info.name!r} ends at byte {offset + info.nbytes} and the file at byte {cursor.size}: "
                 "it is truncated"
             )
         tensors[info.name] = TensorEntry(info.name, info.shape, info.quantization, offset, info.nbytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
 import gguf.quants
 import numpy as np
@@ -31,36 +31,95 @@ def is_supported(quantization: GGMLQuantizationType) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class QuantizedTensor:
-    """A matrix as it is packed in a GGUF file: each row is a run of blocks."""
+class PackedRows(Protocol):
+    """Where the packed rows of a matrix can be read again: in practice, its file."""
 
-    data: Tensor  # uint8 [rows, row_bytes]
-    quantization: GGMLQuantizationType
-    shape: tuple[int, int]  # (rows, columns)
+    def read(self, first: int, count: int) -> Tensor:
+        """uint8 [count, row_bytes] of neighbouring rows. Raises WeightsError."""
+        ...
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """uint8 [len(rows), row_bytes] of rows int64 [n] anywhere. Raises WeightsError."""
+        ...
+
+    def reordered(self, rows: Tensor) -> PackedRows:
+        """Rows int64 [n] in that order."""
+        ...
+
+
+class QuantizedTensor:
+    """A matrix as it is packed in a GGUF file: each row is a run of blocks.
+
+    Its data is in memory, or is read from where it came from (`rows`) whenever it is used. A kernel that keeps weights
+    in a layout of its own releases the data of those that it has repacked. What reads a tensor that is not resident
+    raises WeightsError if its file cannot be read any more, or has changed.
+    """
+
+    __slots__ = ("_data", "_rows", "device", "quantization", "shape")
+
+    def __init__(
+        self,
+        data: Tensor | None,
+        quantization: GGMLQuantizationType,
+        shape: tuple[int, int],
+        rows: PackedRows | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Of data uint8 [rows, row_bytes], or of `rows` that are read later, or both.
+
+        Args:
+            data: None: not resident.
+            quantization: what the bytes mean.
+            shape: (rows, columns).
+            rows: where the same data can be read again; None: nowhere.
+            device: where data goes that is read later; that of `data`, or the CPU.
+        """
+        assert data is not None or rows is not None
+        self._data = data
+        self._rows = rows
+        self.quantization = quantization
+        self.shape = shape
+        self.device = data.device if data is not None else device or torch.device("cpu")
+
+    @property
+    def data(self) -> Tensor:
+        """uint8 [rows, row_bytes]; read for this caller alone if it is not resident."""
+        return self._read(0, self.shape[0]) if self._data is None else self._data
+
+    @property
+    def is_resident(self) -> bool:
+        """Its data is in memory."""
+        return self._data is not None
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed data."""
-        return self.data.numel()
+        """Bytes of the packed data, wherever it is."""
+        block, block_bytes = GGML_QUANT_SIZES[self.quantization]
+        return int(self.shape[0] * (self.shape[1] // block * block_bytes))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the data lies."""
-        return self.data.device
+    def resident(self) -> QuantizedTensor:
+        """The same with its data in memory."""
+        return self if self._data is not None else self._with(self.data, self._rows, self.shape[0])
+
+    def release(self) -> None:
+        """Give the memory of the data back, if it can be read again."""
+        if self._rows is not None:
+            self._data = None
 
     def to(self, device: torch.device) -> QuantizedTensor:
         """The same on another device."""
-        return QuantizedTensor(self.data.to(device), self.quantization, self.shape)
+        data = None if self._data is None else self._data.to(device)
+        return QuantizedTensor(data, self.quantization, self.shape, self._rows, device)
 
     def take_rows(self, rows: Tensor) -> QuantizedTensor:
         """Rows int64 [n] in that order, still packed: blocks run along rows, so rows can be moved."""
-        return QuantizedTensor(self.data.index_select(0, rows), self.quantization, (len(rows), self.shape[1]))
+        data = None if self._data is None else self._data.index_select(0, rows)
+        return self._with(data, None if self._rows is None else self._rows.reordered(rows), len(rows))
 
     def part(self, first: int, count: int) -> QuantizedTensor:
-        """Up to `count` rows from `first` on, still packed; shares the memory."""
-        data = self.data[first : first + count]
-        return QuantizedTensor(data, self.quantization, (len(data), self.shape[1]))
+        """Up to `count` rows from `first` on, still packed; shares the memory if this is resident."""
+        data = self._read(first, count) if self._data is None else self._data[first : first + count]
+        return self._with(data, None, len(data))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[rows, columns]; computed in float32."""
@@ -68,7 +127,19 @@ class QuantizedTensor:
 
     def dequantize_rows(self, rows: Tensor) -> Tensor:
         """float32 [len(rows), columns] of rows int64 [n]: an embedding lookup."""
-        return _unpack(self.data.index_select(0, rows), self.quantization, self.shape[1])
+        if self._data is not None:
+            data = self._data.index_select(0, rows)
+        else:
+            assert self._rows is not None
+            data = self._rows.gather(rows).to(self.device)
+        return _unpack(data, self.quantization, self.shape[1])
+
+    def _read(self, first: int, count: int) -> Tensor:
+        assert self._rows is not None
+        return self._rows.read(first, max(0, min(count, self.shape[0] - first))).to(self.device)
+
+    def _with(self, data: Tensor | None, rows: PackedRows | None, num_rows: int) -> QuantizedTensor:
+        return QuantizedTensor(data, self.quantization, (num_rows, self.shape[1]), rows, self.device)
 
 
 def _unpack(data: Tensor, quantization: GGMLQuantizationType, columns: int) -> Tensor:

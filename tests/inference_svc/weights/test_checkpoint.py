@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def test_a_type_that_cannot_be_dequantized_is_unsupported(tmp_path: Path, kind: 
     opened = GgufFile.open(path)
     entries = dict(opened.entries)
     old = entries["blk.0.attn_v.weight"]
-    entries[old.name] = type(old)(old.name, old.shape, gguf.GGMLQuantizationType[kind], old.offset, old.nbytes)
+    entries[old.name] = replace(old, quantization=gguf.GGMLQuantizationType[kind])
     with pytest.raises(UnsupportedFile, match=rf"'blk\.0\.attn_v\.weight' is of type {kind}"):
         load_llama(GgufFile(path, opened.metadata, entries))
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from inference_svc.weights.errors import FileMissing, MalformedFile, UnsupportedFile, WeightsError
+from inference_svc.weights.errors import FileChanged, FileMissing, MalformedFile, UnsupportedFile, WeightsError
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.gguf_header import GgufHeader, read_header
 
@@ -54,8 +54,22 @@ def file_of(
     return head + b"\0" * (-len(head) % alignment) + data
 
 
+class Bytes:
+    """A file that is read a few bytes at a time, so that every field is once the last that was read."""
+
+    def __init__(self, content: bytes) -> None:
+        self.size = len(content)
+        self.read = 0
+        self._content = content
+
+    def prefix(self, count: int) -> memoryview:
+        assert self.read < count <= self.size
+        self.read = min(self.size, count + 3)
+        return memoryview(self._content)[: self.read]
+
+
 def read(content: bytes) -> GgufHeader:
-    return read_header("model.gguf", memoryview(content))
+    return read_header("model.gguf", Bytes(content))
 
 
 def written(folder: Path) -> bytes:
@@ -291,13 +305,54 @@ def test_what_is_not_a_file_is_missing(tmp_path: Path) -> None:
             GgufFile.open(path)
 
 
-def test_a_file_that_shrinks_after_opening_is_malformed(valid: bytes, tmp_path: Path) -> None:
+def test_a_file_that_shrinks_after_opening_has_changed(valid: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(valid)
     opened = GgufFile.open(path)
     path.write_bytes(valid[: opened.entries["three"].offset + 3])
-    with pytest.raises(MalformedFile, match="'three' is cut off"):
+    with pytest.raises(FileChanged, match="'three' is cut off"):
         opened.tensor("three")
-    path.unlink()
-    with pytest.raises(FileMissing):
+
+
+def test_a_file_that_is_written_to_after_opening_has_changed(valid: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(valid)
+    opened = GgufFile.open(path)
+    kept = opened.tensor("three")
+    kept.release()
+    path.write_bytes(valid)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(FileChanged, match="'one' cannot be trusted"):
         opened.tensor("one")
+    with pytest.raises(FileChanged, match="'three' cannot be trusted"):
+        kept.dequantize()
+
+
+def test_a_file_that_is_replaced_or_deleted_after_opening_is_still_read(valid: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(valid)
+    opened = GgufFile.open(path)
+    before = opened.tensor("three").data
+    (tmp_path / "new.gguf").write_bytes(b"something else")
+    (tmp_path / "new.gguf").rename(path)
+    assert opened.tensor("three").data.equal(before)
+    path.unlink()
+    assert opened.tensor("three").data.equal(before)
+
+
+def test_a_file_is_closed_once_nothing_refers_to_it(valid: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(valid)
+    opened = GgufFile.open(path)
+    kept = opened.tensor("three")
+    del opened
+    assert open_files(path) == 1
+    kept.release()
+    assert kept.data.shape == (2, 40)
+    del kept
+    assert open_files(path) == 0
+
+
+def open_files(path: Path) -> int:
+    names = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return names.count(str(path))
