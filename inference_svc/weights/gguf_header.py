@@ -129,7 +129,9 @@ def read_header(path: str, file: FileBytes) -> GgufHeader:
     magic = bytes(cursor.take(4, "the magic"))
     if magic in LEGACY_MAGICS:
         raise UnsupportedFile(
-            path, "a legacy GGML file: convert it to GGUF with llama.cpp's convert_llama_ggml_to_gguf.py"
+            path,
+            f"a legacy GGML file ({magic[::-1].decode()}): convert it to GGUF with llama.cpp's "
+            "`convert_llama_ggml_to_gguf.py --input OLD --output NEW.gguf`",
         )
     if magic != b"GGUF":
         raise cursor.malformed(f"it starts with {magic!r}, not b'GGUF'")

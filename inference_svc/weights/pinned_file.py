@@ -12,6 +12,7 @@ import os
 import stat
 import weakref
 from pathlib import Path
+from typing import BinaryIO
 
 from inference_svc.weights.errors import FileChanged, FileMissing
 
@@ -61,6 +62,12 @@ class PinnedFile:
             raise FileChanged(
                 str(self.path), f"{what} cannot be trusted: the file was written to after it was opened; load it again"
             )
+
+    def stream(self) -> BinaryIO:
+        """The file from its start, to be closed by the caller."""
+        stream = os.fdopen(os.dup(self._descriptor), "rb")
+        stream.seek(0)
+        return stream
 
     def _look(self) -> tuple[int, int]:
         status = os.fstat(self._descriptor)

@@ -6,7 +6,6 @@ header, JSON of name -> dtype, shape, data_offsets; the tensors. The rules are t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import reprlib
@@ -19,6 +18,7 @@ from typing import BinaryIO
 import torch
 
 from inference_svc.weights.errors import FileChanged, FileMissing, MalformedFile, UnsupportedFile
+from inference_svc.weights.json_object import parse_json_object
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
@@ -108,23 +108,9 @@ def read_safetensors_header(
 
 def _parsed(path: str, text: bytes) -> dict[str, object]:
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except RecursionError as error:
-        raise _malformed(path, "the header is nested too deeply") from error
-    except ValueError as error:  # not UTF-8, not JSON, a key that stands twice, an integer of thousands of digits
-        raise _malformed(path, f"the header cannot be read: {error}") from error
-    if not isinstance(header, dict):
-        raise _malformed(path, f"the header is {_short(header)}, not a JSON object")
-    return header
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result: dict[str, object] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {_short(key)} stands twice")
-        result[key] = value
-    return result
+        return parse_json_object(text)
+    except ValueError as error:
+        raise _malformed(path, f"the header {error}") from error
 
 
 def _entry(path: str, name: str, value: object, start: int) -> SafetensorsEntry:
