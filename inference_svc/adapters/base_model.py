@@ -47,6 +47,7 @@ class BaseModelShape:
     is_quantized: bool
     device: torch.device  # where adapter tensors go
     weights: Mapping[str, QuantizedTensor] = field(default_factory=dict)  # of linear layers and embedding, packed
+    dtype: torch.dtype = torch.float32  # of activations, and so of adapter matrices
 
     def layer_problems(self, paths: Iterable[str]) -> list[str]:
         """One sentence for each module path that no adapter of this base model can change.

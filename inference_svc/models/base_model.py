@@ -11,10 +11,14 @@ from inference_svc.adapters.base_model import BaseModelShape
 from inference_svc.kernels.choice import choose_kernels
 from inference_svc.layers.eager import EagerExecutor
 from inference_svc.layers.executor import Executor
-from inference_svc.models.llama import LlamaModel, linear_shapes
+from inference_svc.models.architectures import ARCHITECTURES, linear_shapes
+from inference_svc.models.checkpoint import Checkpoint
+from inference_svc.models.config import ModelConfig
+from inference_svc.models.decoder import Decoder
+from inference_svc.models.definition import ModelDefinition
+from inference_svc.models.loading import load_checkpoint
 from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
 from inference_svc.tokenization.tokenizer import ModelTokenizer
-from inference_svc.weights.checkpoint import Checkpoint, ModelConfig, load_llama
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.locate import locate_model
 from inference_svc.weights.quantization import QuantizedTensor
@@ -58,19 +62,19 @@ def load_base_model(
     located = locate_model(reference)
     gguf = GgufFile.open(located.path)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    checkpoint = load_llama(gguf).to(target)
+    checkpoint = load_checkpoint(gguf).to(target)
     choice = choose_kernels(kernels, target, batch_invariant=batch_invariant)
     # The reference for exactness is float32; on CUDA the tensor cores' bfloat16 is the default.
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     config = checkpoint.config
-    executor = EagerExecutor(LlamaModel(checkpoint), choice.kernels, dtype)
+    executor = EagerExecutor(define(checkpoint), choice.kernels, dtype)
     most = most_common_quantization(checkpoint)
     name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or located.hub_id or ""
     return BaseModel(
         executor,
         config,
         tokenizer_from_gguf(gguf),
-        shape_of(checkpoint, name),
+        shape_of(checkpoint, name, dtype),
         target,
         most,
         checkpoint.nbytes,
@@ -78,8 +82,13 @@ def load_base_model(
     )
 
 
-def shape_of(checkpoint: Checkpoint, base_model_id: str) -> BaseModelShape:
-    """What adapters need to know of the model, its packed weights among it."""
+def define(checkpoint: Checkpoint) -> ModelDefinition:
+    """The definition of the checkpoint's architecture, with its weights."""
+    return Decoder(ARCHITECTURES[checkpoint.config.architecture], checkpoint)
+
+
+def shape_of(checkpoint: Checkpoint, base_model_id: str, dtype: torch.dtype = torch.float32) -> BaseModelShape:
+    """What adapters need to know of the model, its packed weights among it; `dtype` is that of the activations."""
     config = checkpoint.config
     shapes = linear_shapes(config)
     embedding = checkpoint.packed(f"{EMBEDDING}.weight")
@@ -91,6 +100,7 @@ def shape_of(checkpoint: Checkpoint, base_model_id: str) -> BaseModelShape:
         linear_shapes=shapes,
         is_quantized=most_common_quantization(checkpoint) not in ("F32", "F16", "BF16"),
         device=embedding.device,
+        dtype=dtype,
         # A tied head is the embedding: an adapter changes what the head computes, never the weight itself.
         weights=weights
         | {

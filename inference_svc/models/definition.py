@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from inference_svc.layers.forward import Forward, Value
-from inference_svc.weights.checkpoint import ModelConfig
+from inference_svc.models.config import ModelConfig
 
 
 class ModelDefinition(Protocol):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from inference_svc.weights.checkpoint import llama_config
+from inference_svc.models.loading import read_config
 from inference_svc.weights.gguf import GgufFile
 
 
@@ -22,7 +22,7 @@ def transformers_smollm2(smollm2_gguf: Path) -> PreTrainedModel:
         str(smollm2_gguf.parent), gguf_file=smollm2_gguf.name, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     # Versions of transformers have lost the base of the rotary frequencies on this path, which changes every logit.
-    config = llama_config(GgufFile.open(smollm2_gguf))
-    exponents = torch.arange(0, config.rope_dim, 2).float() / config.rope_dim
-    torch.testing.assert_close(model.model.rotary_emb.inv_freq, 1.0 / config.rope_theta**exponents)
+    config = read_config(GgufFile.open(smollm2_gguf))
+    exponents = torch.arange(0, config.rope.dim, 2).float() / config.rope.dim
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, 1.0 / config.rope.theta**exponents)
     return model

@@ -24,7 +24,8 @@ from gguf.quants import dequantize
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from inference_svc.weights.checkpoint import ModelConfig, llama_config
+from inference_svc.models.config import ModelConfig
+from inference_svc.models.loading import read_config
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.locate import locate_model
 from tests.inference_svc.weights.tiny_llama import permuted
@@ -109,7 +110,7 @@ def write_inputs(root: Path) -> dict[str, str]:
     mixture = root / "xlora"
     mixture.mkdir()
     ordering = json.loads((DEMO / "xlora-ordering.json").read_text())
-    config = llama_config(GgufFile.open(source))
+    config = read_config(GgufFile.open(source))
     names = {name: f"expert-{name}" for name in ordering["order"]}
     for name, flat in names.items():
         shutil.copy(DEMO / "xlora" / name / "adapter_config.json", mixture / f"{flat}_adapter_config.json")

@@ -18,10 +18,9 @@ from inference_svc.kernels.operations import Kernels
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.eager import EagerExecutor
-from inference_svc.models.base_model import shape_of
-from inference_svc.models.llama import LlamaModel
+from inference_svc.models.base_model import define, shape_of
+from inference_svc.models.loading import load_checkpoint
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
-from inference_svc.weights.checkpoint import load_llama
 from inference_svc.weights.gguf import GgufFile
 
 CPU = torch.device("cpu")
@@ -32,7 +31,7 @@ class ServedModel:
     """A model with its cache and adapters; computes logits and scalings of token ids."""
 
     def __init__(self, gguf: Path, kernels: Kernels) -> None:
-        checkpoint = load_llama(GgufFile.open(gguf))
+        checkpoint = load_checkpoint(GgufFile.open(gguf))
         config = checkpoint.config
         self.pool = BlockPool(128, 16)
         cache = KVCache(
@@ -45,7 +44,7 @@ class ServedModel:
             dtype=torch.float32,
             device=CPU,
         )
-        self.runner = ModelRunner(EagerExecutor(LlamaModel(checkpoint), kernels, torch.float32), cache, CPU)
+        self.runner = ModelRunner(EagerExecutor(define(checkpoint), kernels, torch.float32), cache, CPU)
         self.registry = AdapterRegistry(shape_of(checkpoint, ""), AdapterLimits())
 
     def load_demo(self, xlora: Path, order: Seq[str], layers: dict[str, int]) -> None:

@@ -13,7 +13,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from inference_svc.weights.checkpoint import load_llama
+from inference_svc.models.loading import load_checkpoint
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.quantization import QuantizedTensor, is_supported
 
@@ -145,7 +145,7 @@ def test_what_the_gguf_package_cannot_dequantize_is_not_supported() -> None:
 def test_every_weight_of_the_real_model_is_where_transformers_has_it(
     smollm2_gguf: Path, transformers_smollm2: PreTrainedModel
 ) -> None:
-    checkpoint = load_llama(GgufFile.open(smollm2_gguf))
+    checkpoint = load_checkpoint(GgufFile.open(smollm2_gguf))
     theirs = transformers_smollm2.state_dict()
     assert {*theirs} - {*checkpoint.tensors} == {"lm_head.weight"}  # tied
     assert {*checkpoint.tensors} <= {*theirs}

@@ -14,9 +14,9 @@ from inference_svc.engine.output_stream import OutputStream
 from inference_svc.engine.request import Event, Failed, Finished, GenerationRequest, Output
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.layers.eager import EagerExecutor
-from inference_svc.models.base_model import BaseModel
-from inference_svc.models.llama import LlamaModel, linear_shapes
-from inference_svc.weights.checkpoint import load_llama
+from inference_svc.models.architectures import linear_shapes
+from inference_svc.models.base_model import BaseModel, define
+from inference_svc.models.loading import load_checkpoint
 from inference_svc.weights.gguf import GgufFile
 from tests.inference_svc.weights.tiny_llama import write_tiny_llama_gguf
 
@@ -39,8 +39,8 @@ def tiny_base_model(folder: Path, *, hidden: int = 64, heads: int = 4, ffn: int 
     """Two layers and 32 tokens, in batch-invariant mode; the file goes into the folder."""
     path = folder / "tiny.gguf"
     write_tiny_llama_gguf(path, hidden=hidden, heads=heads, ffn=ffn, vocab=32)
-    checkpoint = load_llama(GgufFile.open(path))
-    executor = EagerExecutor(LlamaModel(checkpoint), ReferenceKernels(batch_invariant=True), torch.float32)
+    checkpoint = load_checkpoint(GgufFile.open(path))
+    executor = EagerExecutor(define(checkpoint), ReferenceKernels(batch_invariant=True), torch.float32)
     config = checkpoint.config
     shape = BaseModelShape("llama", "", config.hidden_size, linear_shapes(config), True, CPU)
     return BaseModel(executor, config, Letters(), shape, CPU, "Q8_0", checkpoint.nbytes, "")  # type: ignore[arg-type]

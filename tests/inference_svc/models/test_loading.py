@@ -1,4 +1,4 @@
-"""Loading the weights of Llama-like GGUF files, and refusing those that do not hold together."""
+"""Loading the weights of GGUF files, and refusing those that do not hold together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from inference_svc.weights.checkpoint import Checkpoint, llama_config, load_llama, unpermuted_rows
+from inference_svc.layers.rotary import FrequencyDivisors, RopeConfig
+from inference_svc.models.checkpoint import Checkpoint
+from inference_svc.models.loading import load_checkpoint, read_config
+from inference_svc.models.tensor_plan import unpermuted_rows
 from inference_svc.weights.errors import MalformedFile, UnsupportedFile
 from inference_svc.weights.gguf import GgufFile
 from tests.inference_svc.weights.tiny_llama import permuted, write_tiny_llama_gguf
@@ -80,7 +83,7 @@ def test_every_weight_arrives_under_its_hugging_face_name_and_layout(
     path = tmp_path / "tiny.gguf"
     kind = gguf.GGMLQuantizationType[quantization]
     expected = write_tiny_llama_gguf(path, quantization=kind, tied=tied)
-    checkpoint = load_llama(GgufFile.open(path))
+    checkpoint = load_checkpoint(GgufFile.open(path))
     assert checkpoint.tensors.keys() == expected.keys()
     assert ("lm_head.weight" in expected) is not tied
     assert checkpoint.config.tied_embeddings is tied
@@ -93,11 +96,11 @@ def test_every_weight_arrives_under_its_hugging_face_name_and_layout(
 def test_the_config_is_what_the_file_says(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     write_tiny_llama_gguf(path, hidden=96, heads=6, kv_heads=3, layers=3, ffn=64, vocab=50, context=77)
-    config = llama_config(GgufFile.open(path))
+    config = read_config(GgufFile.open(path))
     assert (config.hidden_size, config.num_heads, config.num_kv_heads, config.head_dim) == (96, 6, 3, 16)
     assert (config.num_layers, config.intermediate_size, config.vocab_size, config.context_length) == (3, 64, 50, 77)
-    assert config.rope_theta == 10000.0
-    assert config.rms_norm_eps == pytest.approx(1e-5)
+    assert config.rope == RopeConfig(16, 10000.0)
+    assert config.norm_eps == pytest.approx(1e-5)
 
 
 def test_a_file_may_carry_its_tokens(tmp_path: Path) -> None:
@@ -105,7 +108,7 @@ def test_a_file_may_carry_its_tokens(tmp_path: Path) -> None:
     write_tiny_llama_gguf(path, vocab=["a", "b", "ab"])
     opened = GgufFile.open(path)
     assert opened.metadata["tokenizer.ggml.tokens"] == ["a", "b", "ab"]
-    assert llama_config(opened).vocab_size == 3
+    assert read_config(opened).vocab_size == 3
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 2), (3, 4), (9, 64)])
@@ -117,12 +120,12 @@ def test_unpermuting_undoes_the_converters_permutation(heads: int, head_dim: int
 def test_a_missing_tensor_is_named(rewrite: Rewrite) -> None:
     changed = rewrite(lambda _, tensors: tensors.__delitem__("blk.1.ffn_up.weight"))
     with pytest.raises(MalformedFile, match=r"'blk\.1\.ffn_up\.weight' is missing"):
-        load_llama(changed)
+        load_checkpoint(changed)
 
 
 def test_without_an_embedding_there_is_no_config(rewrite: Rewrite) -> None:
     with pytest.raises(MalformedFile, match=r"'token_embd\.weight' is missing"):
-        load_llama(rewrite(lambda _, tensors: tensors.__delitem__("token_embd.weight")))
+        load_checkpoint(rewrite(lambda _, tensors: tensors.__delitem__("token_embd.weight")))
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(rewrite: Rewrite) -> None:
@@ -130,7 +133,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(rewrite: Rewrite) -
         tensors["blk.0.attn_q.weight"] = tensors["blk.0.attn_q.weight"][:, :32]
 
     with pytest.raises(MalformedFile, match=r"'blk\.0\.attn_q\.weight' has the shape \(64, 32\).* asks for \(64, 64\)"):
-        load_llama(rewrite(narrow))
+        load_checkpoint(rewrite(narrow))
 
 
 def test_a_tensor_with_more_axes_is_a_shape_like_any_other_that_does_not_fit(rewrite: Rewrite) -> None:
@@ -139,17 +142,25 @@ def test_a_tensor_with_more_axes_is_a_shape_like_any_other_that_does_not_fit(rew
 
     changed = rewrite(deepen)
     with pytest.raises(MalformedFile, match=r"\(4, 16, 64\)"):
-        load_llama(changed)
+        load_checkpoint(changed)
     assert changed.tensor("blk.0.attn_q.weight").shape == (64, 64)  # read as a matrix all the same: experts are stacked
 
 
-@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "blk.0.ffn_gate_exps.weight", "blk.2.attn_norm.weight"])
+@pytest.mark.parametrize("name", ["blk.1.attn_q.bias", "blk.0.ffn_gate_exps.weight", "blk.2.attn_norm.weight"])
 def test_a_tensor_that_would_be_ignored_is_refused(rewrite: Rewrite, name: str) -> None:
     def add(_: Metadata, tensors: Tensors) -> None:
         tensors[name] = np.ones(64, np.float32)
 
-    with pytest.raises(MalformedFile, match=f"{name!r} is not part of a Llama model"):
-        load_llama(rewrite(add))
+    with pytest.raises(MalformedFile, match=f"{name!r} is not part of a llama model"):
+        load_checkpoint(rewrite(add))
+
+
+def test_a_bias_in_the_first_block_is_wanted_in_all(rewrite: Rewrite) -> None:
+    def add(_: Metadata, tensors: Tensors) -> None:
+        tensors["blk.0.attn_q.bias"] = np.ones(64, np.float32)
+
+    with pytest.raises(MalformedFile, match=r"'blk\.1\.attn_q\.bias' is missing"):
+        load_checkpoint(rewrite(add))
 
 
 def test_a_file_with_everything_wrong_still_gets_a_short_message(rewrite: Rewrite) -> None:
@@ -158,7 +169,7 @@ def test_a_file_with_everything_wrong_still_gets_a_short_message(rewrite: Rewrit
             tensors["x" + name] = tensors.pop(name)
 
     with pytest.raises(MalformedFile, match="and 31 more") as caught:
-        load_llama(rewrite(rename))
+        load_checkpoint(rewrite(rename))
     assert len(str(caught.value)) < 1000
 
 
@@ -171,16 +182,14 @@ def test_a_type_that_cannot_be_dequantized_is_unsupported(tmp_path: Path, kind: 
     old = entries["blk.0.attn_v.weight"]
     entries[old.name] = replace(old, quantization=gguf.GGMLQuantizationType[kind])
     with pytest.raises(UnsupportedFile, match=rf"'blk\.0\.attn_v\.weight' is of type {kind}"):
-        load_llama(GgufFile(path, opened.metadata, entries))
+        load_checkpoint(GgufFile(path, opened.metadata, entries))
 
 
 def test_frequency_divisors_are_read(rewrite: Rewrite) -> None:
     def add(_: Metadata, tensors: Tensors) -> None:
         tensors["rope_freqs.weight"] = np.arange(1, 9, dtype=np.float32)
 
-    factors = load_llama(rewrite(add)).rope_factors
-    assert factors is not None
-    assert factors.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert read_config(rewrite(add)).rope.scaling == FrequencyDivisors((1, 2, 3, 4, 5, 6, 7, 8))
 
 
 @pytest.mark.parametrize("factors", [[1.0] * 7, [1.0] * 7 + [0.0], [1.0] * 7 + [float("nan")]])
@@ -189,7 +198,7 @@ def test_frequency_divisors_that_make_no_sense_are_refused(rewrite: Rewrite, fac
         tensors["rope_freqs.weight"] = np.array(factors, np.float32)
 
     with pytest.raises(MalformedFile, match=r"rope_freqs\.weight"):
-        load_llama(rewrite(add))
+        load_checkpoint(rewrite(add))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +230,7 @@ def test_a_number_that_makes_no_sense_is_malformed(rewrite: Rewrite, key: str, v
         metadata[key] = value
 
     with pytest.raises(MalformedFile):
-        load_llama(rewrite(put))
+        load_checkpoint(rewrite(put))
 
 
 @pytest.mark.parametrize(
@@ -237,17 +246,19 @@ def test_a_number_that_makes_no_sense_is_malformed(rewrite: Rewrite, key: str, v
 )
 def test_a_missing_number_is_named(rewrite: Rewrite, key: str) -> None:
     with pytest.raises(MalformedFile, match=key.replace(".", r"\.")):
-        load_llama(rewrite(lambda metadata, _: metadata.__delitem__(key)))
+        load_checkpoint(rewrite(lambda metadata, _: metadata.__delitem__(key)))
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("general.architecture", "phi3"),
+        ("general.architecture", "falcon"),
         ("llama.rope.dimension_count", 8),
-        ("llama.rope.scaling.type", "yarn"),
-        ("llama.rope.scaling.factor", 4.0),
-        ("llama.rope.scale_linear", 2.0),
+        ("llama.rope.scaling.type", "dynamic"),
+        ("llama.attention.value_length", 32),
+        ("llama.attention.causal", False),
+        ("llama.attention.clamp_kqv", 8.0),
+        ("llama.logit_scale", 0.5),
     ],
 )
 def test_what_would_change_the_result_unseen_is_unsupported(rewrite: Rewrite, key: str, value: object) -> None:
@@ -255,7 +266,7 @@ def test_what_would_change_the_result_unseen_is_unsupported(rewrite: Rewrite, ke
         metadata[key] = value
 
     with pytest.raises(UnsupportedFile):
-        load_llama(rewrite(put))
+        load_checkpoint(rewrite(put))
 
 
 def test_a_long_value_makes_no_long_message(rewrite: Rewrite) -> None:
@@ -263,5 +274,5 @@ def test_a_long_value_makes_no_long_message(rewrite: Rewrite) -> None:
         metadata["llama.attention.head_count_kv"] = [2] * 100_000
 
     with pytest.raises(MalformedFile) as caught:
-        load_llama(rewrite(put))
+        load_checkpoint(rewrite(put))
     assert len(str(caught.value)) < 1000

@@ -1,0 +1,42 @@
+"""All architectures there are, and which one a model's files are of."""
+
+from __future__ import annotations
+
+import reprlib
+
+from inference_svc.models.architecture import Architecture
+from inference_svc.models.config import ModelConfig
+from inference_svc.models.llama import LLAMA
+from inference_svc.weights.errors import UnsupportedFile
+from inference_svc.weights.source import SourceFormat, TensorSource
+
+ARCHITECTURES = {architecture.name: architecture for architecture in (LLAMA,)}
+
+
+def architecture_of(source: TensorSource) -> Architecture:
+    """The architecture that config.json or the GGUF metadata names.
+
+    Raises:
+        UnsupportedFile: it is none of ours; lists those there are.
+    """
+    if source.format is SourceFormat.GGUF:
+        key, name = "general.architecture", source.metadata.get("general.architecture")
+        found = [architecture for architecture in ARCHITECTURES.values() if architecture.gguf_name == name]
+        has_experts = bool(source.metadata.get(f"{name}.expert_count"))
+        found = [architecture for architecture in found if architecture.has_experts == has_experts]
+        known = {architecture.gguf_name for architecture in ARCHITECTURES.values() if architecture.gguf_name}
+    else:
+        key, name = "model_type", source.metadata.get("model_type")
+        found = [architecture for architecture in ARCHITECTURES.values() if architecture.name == name]
+        known = set(ARCHITECTURES)
+    if not found:
+        raise UnsupportedFile(
+            str(source.path),
+            f"architecture {reprlib.repr(name)} (`{key}`) is not supported: {', '.join(sorted(known))} are",
+        )
+    return found[0]
+
+
+def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of every linear layer that an adapter can change, in PEFT's module order."""
+    return ARCHITECTURES[config.architecture].linear_shapes(config)
