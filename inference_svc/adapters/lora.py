@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from inference_svc.adapters.adapter_files import ContentDigest, file_state, read_adapter_tensors, tensor_problem
+from inference_svc.adapters.adapter_files import ContentDigest, file_state, read_adapter_tensors
 from inference_svc.adapters.bank import AdapterBank, LinearDelta
-from inference_svc.adapters.base_copies import copy_problem
-from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, summary
+from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.dora import magnitude_ratios
+from inference_svc.adapters.lora_tensors import Findings, LayerTensors, check_targets, find_layers
 from inference_svc.adapters.peft_config import CONFIG_NAME, PeftLoraConfig, read_peft_config
 from inference_svc.adapters.selection import AdapterKind
 from inference_svc.errors import (
     AdapterMalformed,
     AdapterUnfit,
     AdapterUnsupported,
-    InferenceError,
-    LimitReached,
     SourceChanged,
 )
 
 TENSORS_NAME = "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
-_KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_(?P<half>[AB])(\.default)?\.weight")
-_MAGNITUDE_KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.lora_magnitude_vector(\.default)?(\.weight)?")
-_BASE_COPY_KEY = re.compile(r"base_model\.model\.(?P<path>.+)\.base_layer\.weight")
-_EMBEDDING_COPY_KEY = "base_model.model.model.embed_tokens.weight"
-# Parts of keys that neither LoRA nor DoRA has, and what they belong to.
-_UNSUPPORTED_PARTS: Mapping[str, str] = {
-    "lora_embedding_": "an adapted embedding",
-    "modules_to_save": "a module saved whole",
-    ".base_layer.": "a base weight",
-    "trainable_tokens": "trained tokens",
-    ".bias": "a bias",
-}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +42,7 @@ class LoraFiles:
 
     config: PeftLoraConfig
     matrices: Mapping[str, LoraMatrices]  # by full module path
+    classifier: Mapping[str, Tensor]  # what an X-LoRA left in the file of its adapter, by key; no part of the adapter
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,15 +126,15 @@ def read_lora_files(
     digest.add_hash(f"{prefix}{TENSORS_NAME}", content)
     if not tensors:
         raise AdapterMalformed(f"{name} holds no tensors", file=name)
-    findings = _Findings(name)
-    layers = _layers(tensors, config, base, findings)
-    _check_targets(layers, config, base, findings)
+    findings = Findings(name)
+    found = find_layers(tensors, config, base, findings)
+    check_targets(found, config, base, findings)
     matrices = {}
-    for path, layer in layers.items():
+    for path, layer in found.layers.items():
         if _fits(path, layer, config, base, limits, findings):
             matrices[path] = _matrices(path, layer, config, base, findings)
     findings.raise_if_any()
-    return LoraFiles(config, matrices)
+    return LoraFiles(config, matrices, found.classifier)
 
 
 def _check_config(config: PeftLoraConfig, folder: str, base: BaseModelShape, with_dora: bool) -> None:
@@ -167,109 +151,13 @@ def _check_config(config: PeftLoraConfig, folder: str, base: BaseModelShape, wit
         )
 
 
-@dataclass(slots=True)
-class _Findings:
-    """All problems of one file; the most basic kind decides the error."""
-
-    name: str
-    malformed: list[str] = field(default_factory=list)
-    unsupported: list[str] = field(default_factory=list)
-    unfit: list[str] = field(default_factory=list)
-    over_limit: list[str] = field(default_factory=list)
-
-    def raise_if_any(self) -> None:
-        """Raise one error that lists them."""
-        kinds: tuple[tuple[type[InferenceError], list[str]], ...] = (
-            (AdapterMalformed, self.malformed),
-            (AdapterUnsupported, self.unsupported),
-            (AdapterUnfit, self.unfit),
-            (LimitReached, self.over_limit),
-        )
-        problems = [problem for _, found in kinds for problem in found]
-        for error, found in kinds:
-            if found:
-                raise error(f"{self.name}: {summary(problems)}", file=self.name, problems=str(len(problems)))
-
-
-@dataclass(slots=True)
-class _Layer:
-    """The tensors of one module as they are in the file."""
-
-    a: Tensor | None = None
-    b: Tensor | None = None
-    magnitude: Tensor | None = None  # DoRA only
-    is_broken: bool = False  # already among the findings
-
-
-def _layers(
-    tensors: Mapping[str, Tensor], config: PeftLoraConfig, base: BaseModelShape, findings: _Findings
-) -> dict[str, _Layer]:
-    """The complete layers; everything else goes into the findings."""
-    layers: dict[str, _Layer] = {}
-    for key, tensor in sorted(tensors.items()):
-        if match := _KEY.fullmatch(key):
-            slot, dimensions = match["half"].lower(), 2
-        elif match := _MAGNITUDE_KEY.fullmatch(key):
-            slot, dimensions = "magnitude", 1
-        else:
-            _other(key, tensor, base, findings)
-            continue
-        layer = layers.setdefault(match["path"], _Layer())
-        if getattr(layer, slot) is not None:
-            findings.malformed.append(f"`{key}` is there twice, with and without `.default`")
-        elif problem := tensor_problem(key, tensor, dimensions):
-            findings.malformed.append(problem)
-            layer.is_broken = True
-        setattr(layer, slot, tensor)
-    for path, layer in layers.items():
-        for half, present in (("A", layer.a), ("B", layer.b)):
-            if present is None:
-                findings.malformed.append(f"`{path}` lacks lora_{half}")
-        if config.use_dora != (layer.magnitude is not None):
-            layer.is_broken = True
-        if config.use_dora and layer.magnitude is None:
-            findings.malformed.append(f"`{path}` lacks lora_magnitude_vector, {CONFIG_NAME} says `use_dora`")
-        if not config.use_dora and layer.magnitude is not None:
-            findings.malformed.append(f"`{path}` has a lora_magnitude_vector, {CONFIG_NAME} does not say `use_dora`")
-    return layers
-
-
-def _other(key: str, tensor: Tensor, base: BaseModelShape, findings: _Findings) -> None:
-    """A tensor that belongs to no layer: a copy of a base weight is dropped, everything else is a finding."""
-    if (match := _BASE_COPY_KEY.fullmatch(key)) or key == _EMBEDDING_COPY_KEY:
-        problem = copy_problem(match["path"] if match else "model.embed_tokens", tensor, base)
-        if problem is not None:
-            findings.unsupported.append(f"`{key}` {problem}, which is not supported")
-        return
-    part = next((what for part, what in _UNSUPPORTED_PARTS.items() if part in key), None)
-    if part is not None:
-        findings.unsupported.append(f"`{key}` is {part}, which is not supported")
-    elif "lora_" not in key and key.endswith(".weight"):
-        findings.unsupported.append(f"`{key}` is a whole weight, not LoRA, which is not supported")
-    else:
-        findings.malformed.append(f"`{key}` is not a LoRA tensor ({_PREFIX}PATH.lora_A.weight or lora_B)")
-
-
-def _check_targets(
-    layers: Mapping[str, _Layer], config: PeftLoraConfig, base: BaseModelShape, findings: _Findings
-) -> None:
-    """What was trained must be there, and what is there must have been trained: else file and configuration differ."""
-    if config.targets is None:
-        return
-    trained = {path for path in base.linear_shapes if config.targets.contain(path)}
-    for path in sorted(trained - layers.keys()):
-        findings.malformed.append(f"`{path}` has no tensors, but {CONFIG_NAME} says that it was trained")
-    for path in sorted((layers.keys() & base.linear_shapes.keys()) - trained):
-        findings.malformed.append(f"`{path}` has tensors, but {CONFIG_NAME} does not say that it was trained")
-
-
 def _fits(
     path: str,
-    layer: _Layer,
+    layer: LayerTensors,
     config: PeftLoraConfig,
     base: BaseModelShape,
     limits: AdapterLimits,
-    findings: _Findings,
+    findings: Findings,
 ) -> bool:
     """Report what does not fit; True if everything does."""
     a, b = layer.a, layer.b
@@ -304,7 +192,7 @@ def _fits(
 
 
 def _matrices(
-    path: str, layer: _Layer, config: PeftLoraConfig, base: BaseModelShape, findings: _Findings
+    path: str, layer: LayerTensors, config: PeftLoraConfig, base: BaseModelShape, findings: Findings
 ) -> LoraMatrices:
     """What the layer computes with; numbers that overflow go into the findings."""
     assert layer.a is not None

@@ -15,7 +15,7 @@ from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, sum
 from inference_svc.adapters.classifier import Classifier, XLoraConfig
 from inference_svc.adapters.lora import LoraFiles, largest_rank, read_lora_files, target_modules
 from inference_svc.adapters.selection import AdapterKind
-from inference_svc.adapters.xlora_classifier import classifier_from, read_classifier_file
+from inference_svc.adapters.xlora_classifier import classifier_from, read_classifier_file, with_lost_layers
 from inference_svc.adapters.xlora_config import ORIGINAL, PEFT, layout_of, peft_adapter_keys, read_xlora_config
 from inference_svc.errors import (
     AdapterUnfit,
@@ -85,13 +85,15 @@ def load_xlora(
             base=base.base_model_id,
         )
     folders = [sub_folder(folder, str(i) if layout is PEFT else name) for i, name in enumerate(names)]
-    tensors = read_classifier_file(folder, layout, config, len(names), limits)
+    tensors = read_classifier_file(folder, layout, limits)
     digest = ContentDigest()
     for path in paths:
         digest.add_file(path.name, path)
     # The same files in another order are another mixture.
     digest.add("ordering", json.dumps([list(names), sorted(layers.items())]).encode())
     experts = [read_lora_files(path, base, limits, digest, f"{index}/") for index, path in enumerate(folders)]
+    if layout is PEFT:
+        tensors = with_lost_layers(tensors, folder, config, [expert.classifier for expert in experts])
     rows = dict(layers) or _rows_in_module_order(experts, base)
     _check_layers(experts, rows)
     classifier = classifier_from(tensors, folder, layout, config, len(names), len(rows), base)

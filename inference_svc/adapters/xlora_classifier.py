@@ -19,23 +19,54 @@ _INNER = re.compile(r"inner\.(0|[1-9][0-9]{0,5})\.(weight|bias)")
 PEFT_PREFIX = "base_model.internal_xlora_classifier.layers."
 
 
-def read_classifier_file(
-    folder: Path, layout: XLoraLayout, config: XLoraConfig, num_experts: int, limits: AdapterLimits
-) -> dict[str, Tensor]:
+def read_classifier_file(folder: Path, layout: XLoraLayout, limits: AdapterLimits) -> dict[str, Tensor]:
     """The tensors of the classifier's file.
 
     Raises:
         SourceNotFound: there is no such file.
-        AdapterMalformed: it is broken, or PEFT has lost layers of it.
+        AdapterMalformed: it is broken.
         LimitReached: it is too large.
     """
     name = f"{folder.name}/{layout.classifier_name}"
-    tensors = read_adapter_tensors(folder / layout.classifier_name, name, limits.max_bytes)
-    if layout is PEFT:
-        _refuse_lost_layers(
-            name, {f"{prefix}.weight" for prefix in _peft_prefixes(config)} - tensors.keys(), num_experts
+    return read_adapter_tensors(folder / layout.classifier_name, name, limits.max_bytes)
+
+
+def with_lost_layers(
+    tensors: Mapping[str, Tensor], folder: Path, config: XLoraConfig, experts: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """A classifier in PEFT's layout, its layers that PEFT left out put back as far as it wrote them elsewhere.
+
+    When PEFT (seen in 0.21.2) saves an X-LoRA, it takes every tensor with `.N.` in its name for one of adapter N: it
+    leaves it out of the classifier's file, and writes it, without the number, to the file of that adapter.
+
+    Args:
+        tensors: those of the classifier's file.
+        folder: of the mixture.
+        config: of the mixture.
+        experts: for each adapter the tensors of the classifier that lie in its file.
+
+    Raises:
+        AdapterMalformed: a layer is lost.
+    """
+    found = dict(tensors)
+    missing = {prefix for prefix in _peft_prefixes(config) if f"{prefix}.weight" not in tensors}
+    for index, expert in enumerate(experts):
+        prefix = f"{PEFT_PREFIX}{index}"
+        if prefix in missing and f"{PEFT_PREFIX}weight" in expert:
+            missing.remove(prefix)
+            found |= {f"{prefix}.{part}": expert[f"{PEFT_PREFIX}{part}"] for part in _parts_in(expert)}
+    lost = sorted(int(prefix.removeprefix(PEFT_PREFIX)) for prefix in missing)
+    if lost and lost[-1] < len(experts):
+        listed, name = ", ".join(map(str, lost)), f"{folder.name}/{PEFT.classifier_name}"
+        raise AdapterMalformed(
+            f"{name}: layer {listed} of the classifier was lost when PEFT saved it: PEFT takes what has the number of "
+            "an adapter in its name for a part of that adapter, and puts random layers in its place when it loads. "
+            f"What it wrote to {lost[0]}/{PEFT.classifier_name} has the layer, as `{PEFT_PREFIX}weight`; else save the "
+            "tensors of `internal_xlora_classifier` from the trained model with safetensors",
+            file=name,
+            lost_layers=",".join(map(str, lost)),
         )
-    return tensors
+    return found
 
 
 def classifier_from(
@@ -109,19 +140,9 @@ def _peft_prefixes(config: XLoraConfig) -> list[str]:
     return [f"{PEFT_PREFIX}{step * index}" for index in range(config.xlora_depth)]
 
 
-def _refuse_lost_layers(name: str, missing: set[str], num_experts: int) -> None:
-    """PEFT (seen in 0.21.2) drops from what it saves every tensor with `.N.` in its name, N being an adapter's name."""
-    indices = sorted({int(key.removeprefix(PEFT_PREFIX).split(".")[0]) for key in missing})
-    lost = [str(index) for index in indices if index < num_experts]
-    if lost and lost == [str(index) for index in indices]:
-        raise AdapterMalformed(
-            f"{name}: layer {', '.join(lost)} of the classifier was lost when PEFT saved it: PEFT leaves out what has "
-            "the name of an adapter in its own, puts random layers in their place when it loads, and saves adapters "
-            "with the same fault. Save the tensors of `internal_xlora_classifier` from the trained model with "
-            "safetensors, and take the adapters as they were before",
-            file=name,
-            lost_layers=",".join(lost),
-        )
+def _parts_in(expert: Mapping[str, Tensor]) -> list[str]:
+    """Of the one layer of the classifier that lies in an adapter's file without its number."""
+    return [part for part in ("weight", "bias") if f"{PEFT_PREFIX}{part}" in expert]
 
 
 def _shape_problems(tensors: Mapping[str, Tensor], prefixes: Sequence[str], config: XLoraConfig) -> list[str]:

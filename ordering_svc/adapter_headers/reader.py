@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ordering_svc.allowed_roots import AllowedRoots
 from ordering_svc.domain.adapter_validation import CONFIG_NAME, TENSORS_NAME
+from ordering_svc.domain.classifier_validation import PEFT_LAYERS
 from ordering_svc.domain.headers import (
     AdapterFiles,
     AdapterHeaders,
@@ -43,21 +44,24 @@ class AdapterReader:
         folder = self._folder(place) if place else _unsaid()
         xlora = None
         if isinstance(folder, Path):
-            xlora = self._xlora(folder, is_expected=kind is AdapterKind.XLORA)
-        return AdapterHeaders(xlora, self._adapters(document, folder, is_xlora=xlora is not None))
+            xlora = self._xlora(folder, len(document.order or ()), is_expected=kind is AdapterKind.XLORA)
+        return AdapterHeaders(xlora, self._adapters(document, folder, xlora))
 
     def _adapters(
-        self, document: OrderingDocument, folder: Path | FileFault, *, is_xlora: bool
+        self, document: OrderingDocument, folder: Path | FileFault, xlora: XLoraFiles | None
     ) -> Iterator[NamedAdapter]:
         order, preload = document.order or (), document.preload_adapters or ()
-        preloaded = set() if is_xlora else {adapter.name for adapter in preload}
+        is_peft = xlora is not None and xlora.is_peft
+        preloaded = set() if xlora is not None else {adapter.name for adapter in preload}
         asked = [(index, name) for index, name in enumerate(order) if name not in preloaded]
         if isinstance(folder, FileFault):  # said once, not for each of them
             if asked:
                 yield NamedAdapter("", "order", 0, folder)
         else:
             for index, name in asked:
-                yield NamedAdapter(name, f"order[{index}]", index, self._of_order(name, folder, len(order)))
+                # PEFT knows the adapters of an X-LoRA by number.
+                files = self._sub_folder(folder, str(index)) if is_peft else self._of_order(name, folder, len(order))
+                yield NamedAdapter(name, f"order[{index}]", index, files)
         for index, adapter in enumerate(preload):
             found = self._folder(adapter.adapter_model_id)
             if isinstance(found, Path) and not (found / CONFIG_NAME).exists():
@@ -118,11 +122,13 @@ class AdapterReader:
             tuple(sorted(names)),
         )
 
-    def _xlora(self, folder: Path, *, is_expected: bool) -> XLoraFiles | None:
+    def _xlora(self, folder: Path, count: int, *, is_expected: bool) -> XLoraFiles | None:
         config = self._config(folder / CONFIG_NAME, CONFIG_NAME)
         has_own = (folder / XLORA_CONFIG_NAME).exists() or (folder / CLASSIFIER_NAME).exists()
         if not has_own and not isinstance(config, FileFault) and config.get("peft_type") == "XLORA":
             tensors = self._tensors(folder / TENSORS_NAME, TENSORS_NAME)
+            if not isinstance(tensors, FileFault):
+                tensors = self._with_lost_layers(tensors, config, folder, count)
             return XLoraFiles(True, CONFIG_NAME, config, TENSORS_NAME, tensors)
         if not has_own and not is_expected:
             return None
@@ -130,6 +136,18 @@ class AdapterReader:
         return XLoraFiles(
             False, XLORA_CONFIG_NAME, own, CLASSIFIER_NAME, self._tensors(folder / CLASSIFIER_NAME, CLASSIFIER_NAME)
         )
+
+    def _with_lost_layers(self, tensors: TensorHeaders, config: JsonConfig, folder: Path, count: int) -> TensorHeaders:
+        """A classifier, and those of its layers that PEFT wrote, without their number, to the file of an adapter."""
+        depth, present = config.get("xlora_depth", 1), sum(name.endswith(".weight") for name in tensors)
+        found = dict(tensors)
+        for index in range(count if isinstance(depth, int) and present < depth else 0):
+            path, prefix = folder / str(index) / TENSORS_NAME, f"{PEFT_LAYERS}{index}."
+            expert = self._tensors(path, f"{index}/{TENSORS_NAME}") if path.exists() else {}
+            if not isinstance(expert, FileFault) and f"{prefix}weight" not in tensors:
+                parts = [part for part in ("weight", "bias") if f"{PEFT_LAYERS}{part}" in expert]
+                found |= {f"{prefix}{part}": expert[f"{PEFT_LAYERS}{part}"] for part in parts}
+        return found
 
     def _config(self, path: Path, file: str) -> JsonConfig | FileFault:
         try:

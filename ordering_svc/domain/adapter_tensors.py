@@ -10,7 +10,9 @@ from ordering_svc.domain.headers import JsonConfig, TensorHeaders
 from ordering_svc.domain.problems import shown
 
 SHOWN_FINDINGS = 5
-_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+# `lora_model` is there when PEFT saved the adapter as part of an X-LoRA; then the whole base model is in the file too.
+_KEY = re.compile(r"base_model\.(?:lora_model\.)?model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+_BASE_KEY = re.compile(r"base_model\.lora_model\.model\.(?!.*\.lora_).+\.(?:weight|bias)")
 # Parts of the names of tensors that belong to more than plain LoRA; they have no pair of their own.
 _BESIDE_LORA = (
     "lora_magnitude_vector",
@@ -18,6 +20,7 @@ _BESIDE_LORA = (
     "modules_to_save",
     ".base_layer.",
     "trainable_tokens",
+    "internal_xlora_classifier.",
     ".bias",
 )
 _LITERAL = re.compile(r"[\w.]+", re.ASCII)
@@ -43,7 +46,7 @@ def layers_of(tensors: TensorHeaders) -> AdapterLayers:
     for name, tensor in tensors.items():
         match = _KEY.fullmatch(name)
         if match is None:
-            if not any(part in name for part in _BESIDE_LORA):
+            if not any(part in name for part in _BESIDE_LORA) and not _BASE_KEY.fullmatch(name):
                 layers.find("ADAPTER_TENSOR_UNKNOWN", f"`{shown(name)}`")
             continue
         path, half = match.groups()

@@ -2,7 +2,7 @@
 
 Layouts: that of the xlora package (`last.*`, `inner.{i}.*` in `xlora_classifier.safetensors`), and PEFT's
 (`base_model.internal_xlora_classifier.layers.{i}.*` in `adapter_model.safetensors`), whose `save_pretrained`
-loses every layer with the number of an adapter.
+leaves out every layer with the number of an adapter; the file of that adapter has it as `layers.*`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ordering_svc.domain.problems import Problem, Severity, shown
 
 MAX_DEPTH = 64
 _PEFT_PREFIX = "base_model.internal_xlora_classifier."
+PEFT_LAYERS = f"{_PEFT_PREFIX}layers."
 _INNER = re.compile(r"(inner|layers)\.(0|[1-9][0-9]{0,5})\.(weight|bias)", re.ASCII)
 
 

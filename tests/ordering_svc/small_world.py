@@ -146,6 +146,19 @@ class World:
             self.classifier[f"{prefix}.weight"] = ("F32", (sizes[place + 1], sizes[place]))
             self.classifier[f"{prefix}.bias"] = ("F32", (sizes[place + 1],))
 
+    def out_of_peft(self) -> None:
+        """As PEFT saves an X-LoRA of one layer: the classifier in the file of adapter 0, and the base beside it."""
+        self.to_peft(1, (0,))
+        layers = "base_model.internal_xlora_classifier.layers."
+        assert self.classifier is not None
+        for name, adapter in self.adapters.items():
+            tensors = {key.replace("base_model.", "base_model.lora_model.", 1): t for key, t in lora_tensors().items()}
+            tensors |= {f"base_model.lora_model.model.{key}": tensor for key, tensor in _base().items()}
+            if name == NAMES[0]:
+                tensors |= {layers + key.rpartition(".")[2]: tensor for key, tensor in self.classifier.items()}
+            adapter.tensors = tensors
+        self.classifier = {}
+
     def write(self, folder: Path) -> None:
         """All files below a folder: `base/` and `xlora/`."""
         base, place = folder / "base", folder / "xlora"
@@ -161,7 +174,8 @@ class World:
         if self.classifier is not None:
             name = "adapter_model.safetensors" if is_peft else "xlora_classifier.safetensors"
             write_safetensors(place / name, self.classifier)
-        for name, adapter in self.adapters.items():
+        for own_name, adapter in self.adapters.items():
+            name = str(NAMES.index(own_name)) if is_peft else own_name
             (place / name).mkdir(parents=True)
             if adapter.config is not None:
                 text = adapter.config if isinstance(adapter.config, str) else json.dumps(adapter.config)

@@ -29,7 +29,8 @@ def in_config(**keys: Any) -> Spoil:
 
 
 def in_tensors(**tensors: Any) -> Spoil:
-    named = {{"a": A_OF_Q0, "b": B_OF_Q0, "c": "x.weight"}[key]: value for key, value in tensors.items()}
+    keys = {"a": A_OF_Q0, "b": B_OF_Q0, "c": "x.weight", "d": "base_model.lora_model.model.x.lora_C.weight"}
+    named = {keys[key]: value for key, value in tensors.items()}
     return lambda w: w.adapters["bio"].tensors.update(named)
 
 
@@ -146,6 +147,8 @@ SPOILT: list[tuple[str, str, Spoil]] = [
     ("CLASSIFIER_INDEX_TRAP", "order", lambda w: w.deepen(2, 6, indices=(0,))),
     ("CLASSIFIER_LAYERS_LOST", "order", lambda w: w.to_peft(1, ())),
     ("CLASSIFIER_LAYERS_LOST", "order", lambda w: w.to_peft(3, (1, 2))),
+    ("CLASSIFIER_LAYERS_LOST", "order", lambda w: (w.out_of_peft(), w.xlora.update(xlora_depth=2))),
+    ("ADAPTER_TENSOR_UNKNOWN", "order[1]", in_tensors(d=("F32", (2, 2)))),
     ("XLORA_FILES_UNUSED", "order", lambda w: setattr(w, "kind", AdapterKind.LORA)),
 ]
 
@@ -178,6 +181,8 @@ def test_what_is_sound_has_no_problems(tmp_path: Path) -> None:
     [
         lambda w: w.to_peft(1, (0,)),
         lambda w: w.to_peft(3, (0, 1, 2)),
+        lambda w: w.out_of_peft(),
+        lambda w: w.adapters["bio"].tensors.update({"internal_xlora_classifier.last.bias": ("F32", (8,))}),
         lambda w: w.deepen(2, HIDDEN, indices=(0,), relu=False),
         lambda w: setattr(w, "kind", AdapterKind.UNSPECIFIED),  # the files show that it is an X-LoRA
         in_config(base_model_name_or_path="/home/me/base"),  # a folder's name says nothing

@@ -154,13 +154,16 @@ def _to_original(
     path = source / CLASSIFIER_NAMES["peft"]
     depth = _depth(config, source / CONFIG_NAMES["peft"])
     prefixes = _peft_prefixes(config, depth)
+    classifier = _with_lost_layers(classifier, prefixes, len(names), source)
     lost = [prefix for prefix in prefixes if f"{prefix}.weight" not in classifier.names]
     if lost:
         numbers = ", ".join(prefix.rpartition(".")[2] for prefix in lost)
         raise invalid_argument(
             str(path),
-            f"lacks layer {numbers} of the classifier: PEFT loses layers whose number is also the name of an adapter "
-            "when it saves; save the tensors of internal_xlora_classifier from the trained model with safetensors",
+            f"lacks layer {numbers} of the classifier: PEFT leaves out layers whose number is also the name of an "
+            f"adapter when it saves, and writes them to {lost[0].rpartition('.')[2]}/{path.name}, as "
+            f"{PEFT_PREFIX}weight; take that file, or save the tensors of internal_xlora_classifier from the trained "
+            "model with safetensors",
         )
     _check_names(classifier, prefixes, depth, True, path)
     # The xlora package numbers ReLU and dropout too.
@@ -173,6 +176,16 @@ def _to_original(
         **{key: config.get(key, default) for key, default in _SHARED.items()},
     }
     return written, classifier.renamed(lambda name: renamed[name.rpartition(".")[0]] + "." + name.rpartition(".")[2])
+
+
+def _with_lost_layers(classifier: TensorFile, prefixes: Sequence[str], count: int, source: Path) -> TensorFile:
+    """The classifier, and those of its layers that PEFT wrote, without their number, to the file of an adapter."""
+    for index in range(count):
+        prefix, path = f"{PEFT_PREFIX}{index}", source / str(index) / CLASSIFIER_NAMES["peft"]
+        parts = {f"{PEFT_PREFIX}{part}": f"{prefix}.{part}" for part in ("weight", "bias")}
+        if prefix in prefixes and classifier.names.isdisjoint(parts.values()) and path.is_file():
+            classifier = classifier.with_all_of(read_tensor_file(path, only=parts).renamed(parts.__getitem__))
+    return classifier
 
 
 def _peft_prefixes(config: Mapping[str, Any], depth: int) -> list[str]:

@@ -53,6 +53,26 @@ def test_keys_with_the_adapter_name_default_load_alike(
     assert torch.equal(one.bank.deltas[Q0].b, two.bank.deltas[Q0].b)
 
 
+def test_what_an_xlora_left_in_the_file_is_no_part_of_the_adapter(
+    write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits
+) -> None:
+    plain = write.tensors([Q0])
+    by_the_xlora_package = {"internal_xlora_classifier.last.bias": torch.zeros(3)}
+    by_peft = {"base_model.lora_model.model.model.norm.weight": torch.ones(8)}
+    renamed = {key.replace("base_model.", "base_model.lora_model.", 1): value for key, value in plain.items()}
+    for tensors in (plain | by_the_xlora_package, renamed | by_peft):
+        folder = write.lora("pirate", tensors=tensors, target_modules=[Q0])
+        bank = load_lora(folder, base, limits).bank
+        assert list(bank.deltas) == [Q0]
+        assert torch.equal(bank.deltas[Q0].a, plain[A_KEY])
+
+
+def test_a_file_without_any_layer_is_refused(write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits) -> None:
+    copy = {"base_model.model.lm_head.base_layer.weight": base.weights["lm_head"].dequantize()}
+    with pytest.raises(AdapterMalformed, match="holds no LoRA tensors"):
+        load_lora(write.lora("pirate", tensors=copy), base, limits)
+
+
 def test_the_digest_depends_on_both_files_and_on_nothing_else(
     write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits
 ) -> None:
@@ -87,6 +107,8 @@ def test_the_head_can_be_adapted(write: AdapterWriter, base: BaseModelShape, lim
         ("base_model.model.model.embed_tokens.lora_embedding_A", torch.zeros(2, 8), AdapterUnsupported, "embedding"),
         (f"base_model.model.{Q0}.lora_B.bias", torch.zeros(8), AdapterUnsupported, "a bias"),
         ("base_model.model.lm_head.weight", torch.zeros(8, 8), AdapterUnsupported, "a whole weight"),
+        ("base_model.lora_model.model.x.lora_C.weight", torch.zeros(8, 8), AdapterMalformed, "is not a LoRA tensor"),
+        (A_KEY.replace("_model.", "_model.lora_model.", 1), torch.zeros(2, 8), AdapterMalformed, "there twice"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(

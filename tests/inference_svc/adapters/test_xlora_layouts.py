@@ -20,7 +20,7 @@ from inference_svc.adapters.xlora import LoadedXLora, load_xlora
 from inference_svc.errors import AdapterMalformed, OrderingUnfit
 from loramux.client import InvalidArgument
 from loramux.client.xlora_layouts import convert_xlora
-from tests.parity.xlora_oracle import HIDDEN, LAYERS, LINEAR_SHAPES, SHAPES, Expert, Mixture, mixtures
+from tests.parity.xlora_oracle import HIDDEN, LINEAR_SHAPES, Expert, Mixture, mixtures
 
 CONFIG: dict[str, Any] = {
     "enable_softmax": True,
@@ -128,29 +128,6 @@ def test_layers_that_peft_lost_on_saving_are_named(tmp_path: Path, dropout: floa
     with pytest.raises(InvalidArgument, match=f"lacks layer {said} of the classifier"):
         convert_xlora(folder, tmp_path / "out", "original")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_what_peft_really_saves_is_found_to_have_lost_layers(tmp_path: Path) -> None:
-    """Not by our own idea of the fault: with the code that has it."""
-    from peft import XLoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    what = mixture(depth=2)
-    original = what.write(tmp_path, "original")
-    sizes = {"hidden_size": HIDDEN, "intermediate_size": SHAPES["mlp.up_proj"][0], "num_hidden_layers": LAYERS}
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=32, num_attention_heads=4, num_key_value_heads=2, **sizes))
-    base.config.use_cache = False
-    adapters = {str(index): str(original / name) for index, name in enumerate(what.order)}
-    options = {"hidden_size": HIDDEN, "xlora_depth": 2, "xlora_size": 8, "layerwise_scalings": True}
-    model = get_peft_model(base, XLoraConfig(task_type="CAUSAL_LM", adapters=adapters, **options))
-    model.save_pretrained(tmp_path / "saved")
-    saved = load_file(tmp_path / "saved" / "adapter_model.safetensors")
-    if f"{PREFIX}0.weight" in saved:
-        assert load_peft(tmp_path / "saved").classifier.config.xlora_depth == 2
-    else:
-        with pytest.raises(AdapterMalformed, match="layer 0 of the classifier was lost when PEFT saved it"):
-            load_peft(tmp_path / "saved")
 
 
 def test_an_ordering_may_name_the_adapters_of_pefts_layout(tmp_path: Path) -> None:
