@@ -11,18 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from inference_svc.adapters.bank import AdapterBank
-from inference_svc.adapters.selection import Mixture, XLoraMixture
+from inference_svc.adapters.classifier import Classifier
+from inference_svc.adapters.selection import BASE_CACHE_IDENTITY, Mixture
+from inference_svc.engine.adapter_groups import AdaptedRows, AdapterGroups
+from inference_svc.engine.step_buffers import StepBuffers
+from inference_svc.kv_cache.block_table import BlockTable
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AdapterRows, AttentionSegment, ForwardBatch
+from inference_svc.layers.batch import AttentionSegment, ForwardBatch
 from inference_svc.layers.executor import Executor
 from inference_svc.scheduling.sequence import ScheduledSequence
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RowRequest:
     """What the runner has to compute for one sequence of a step."""
 
@@ -32,28 +37,34 @@ class RowRequest:
     frozen: Tensor | None = None  # [1, num_layers, num_experts]: scalings of the rows once the sequence is frozen
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class RowResult:
     """What came out of a step for one sequence."""
 
-    logits: Tensor | None  # float32 [num_tokens or 1, vocab_size]; None if the prompt is not at its end
+    logits: NDArray[np.float32] | None  # [num_tokens or 1, vocab_size]; None if the prompt is not at its end
     scalings: Tensor | None  # float32 [num_tokens, num_layers, num_experts], X-LoRA only
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Piece:
     """Rows of one sequence in one pass."""
 
     request: RowRequest
-    blocks: list[int]
+    table: BlockTable
     first_row: int
+    num_rows: int
     positions: range
-    scalings: Tensor | None  # [num_tokens, num_layers, num_experts]: the real pass of an X-LoRA
+    scalings: Tensor | None  # [num_rows or 1, num_layers, num_experts]: the real pass of an X-LoRA
     is_scaling_pass: bool
 
-    @property
-    def num_rows(self) -> int:
-        return len(self.positions)
+
+class _Workspace:
+    """What one of the two passes of a step keeps for the next step."""
+
+    def __init__(self, cache: KVCache, dtype: torch.dtype, device: torch.device) -> None:
+        self.buffers = StepBuffers(cache.block_size, device)
+        self.groups = AdapterGroups(dtype, device)
+        self.logit_groups = AdapterGroups(dtype, device)
 
 
 class ModelRunner:
@@ -63,20 +74,19 @@ class ModelRunner:
         self.executor = executor
         self.cache = cache
         self.device = device
+        self._first = _Workspace(cache, executor.dtype, device)
+        self._second = _Workspace(cache, executor.dtype, device)
 
     @torch.inference_mode()
     def run(self, requests: Sequence[RowRequest]) -> list[RowResult]:
         """Compute the scheduled rows; results in the order of the requests."""
         results: dict[int, RowResult] = {}
         frozen = {id(request): _frozen(request) for request in requests if request.scheduled.sequence.is_frozen}
-        first_pass = self._pieces(requests, frozen)
-        if first_pass:
-            hidden = self._forward(first_pass)
-            self._logits([p for p in first_pass if not p.is_scaling_pass], hidden, results)
+        if first_pass := self._pieces(requests, frozen):
+            self._run_pass(self._first, first_pass, results)
         waiting = [r for r in requests if r.mixture.xlora is not None and id(r) not in frozen]
         if waiting:
-            second_pass = self._pieces(waiting, {id(request): self._scalings(request) for request in waiting})
-            self._logits(second_pass, self._forward(second_pass), results)
+            self._run_pass(self._second, self._pieces(waiting, self._scalings(waiting)), results)
         return [results[id(request)] for request in requests]
 
     def _pieces(self, requests: Sequence[RowRequest], scalings: Mapping[int, Tensor]) -> list[_Piece]:
@@ -86,106 +96,107 @@ class ModelRunner:
             sequence = request.scheduled.sequence
             known = scalings.get(id(request))
             is_scaling_pass = request.mixture.xlora is not None and known is None
-            blocks = sequence.scaling_blocks if is_scaling_pass else sequence.blocks
+            table = sequence.scaling_blocks if is_scaling_pass else sequence.blocks
             positions = request.scheduled.positions
             if is_scaling_pass:
                 positions = range(sequence.num_scaling_computed, sequence.scaling_source(positions[-1]) + 1)
-            if positions:
-                pieces.append(_Piece(request, blocks.ids, row, positions, known, is_scaling_pass))
-                row += len(positions)
+            if num_rows := len(positions):
+                pieces.append(_Piece(request, table, row, num_rows, positions, known, is_scaling_pass))
+                row += num_rows
         return pieces
 
-    def _scalings(self, request: RowRequest) -> Tensor:
-        """Scalings of a sequence's rows, row by row where arithmetic must not follow the batch."""
-        assert request.mixture.xlora is not None
-        classifier = request.mixture.xlora.classifier
-        sequence = request.scheduled.sequence
-        sources = [sequence.scaling_source(position) for position in request.scheduled.positions]
-        slots = self._slots(sequence.scaling_blocks.ids, sources)
-        hidden = self.cache.read_hidden(torch.tensor(slots, device=self.device))
-        if not self.executor.batch_invariant:
-            return classifier.scalings(hidden.float())
-        return torch.cat([classifier.scalings(row) for row in torch.split(hidden.float(), 1)])
+    def _scalings(self, requests: Sequence[RowRequest]) -> dict[int, Tensor]:
+        """Scalings of the rows of X-LoRA requests, those with one classifier in one product."""
+        by_classifier: dict[object, tuple[Classifier, list[RowRequest]]] = {}
+        for request in requests:
+            assert request.mixture.xlora is not None
+            classifier = request.mixture.xlora.classifier
+            same = id(classifier.weights), classifier.config  # what a request overrides is in the config alone
+            by_classifier.setdefault(same, (classifier, []))[1].append(request)
+        scalings: dict[int, Tensor] = {}
+        for classifier, group in by_classifier.values():
+            values = self._classified(classifier, group)
+            parts = torch.split(values, [request.scheduled.num_tokens for request in group])
+            scalings.update((id(request), part) for request, part in zip(group, parts, strict=True))
+        return scalings
 
-    def _forward(self, pieces: list[_Piece]) -> Tensor:
-        token_ids: list[int] = []
-        positions: list[int] = []
+    def _classified(self, classifier: Classifier, requests: Sequence[RowRequest]) -> Tensor:
+        """Scalings of all rows of requests, row by row where arithmetic must not follow the batch."""
+        size = self.cache.block_size
         slots: list[int] = []
+        for request in requests:
+            sequence = request.scheduled.sequence
+            ids = sequence.scaling_blocks.ids
+            sources = map(sequence.scaling_source, request.scheduled.positions)
+            slots += [ids[source // size] * size + source % size for source in sources]
+        hidden = self.cache.read_hidden(torch.tensor(slots, device=self.device)).float()
+        if not self.executor.batch_invariant:
+            return classifier.scalings(hidden)
+        return torch.cat([classifier.scalings(row) for row in torch.split(hidden, 1)])
+
+    def _run_pass(self, work: _Workspace, pieces: list[_Piece], results: dict[int, RowResult]) -> None:
+        batch = self._batch(work, pieces)
+        hidden = self.executor.hidden_states(batch, self.cache)
+        if any(piece.table.identity == BASE_CACHE_IDENTITY or piece.is_scaling_pass for piece in pieces):
+            self.cache.write_hidden(batch.slots, hidden)
+        self._logits(work, [piece for piece in pieces if not piece.is_scaling_pass], batch, hidden, results)
+
+    def _batch(self, work: _Workspace, pieces: list[_Piece]) -> ForwardBatch:
+        buffers, last = work.buffers, pieces[-1]
+        buffers.begin(last.first_row + last.num_rows)
         segments = []
         for piece in pieces:
-            span = piece.positions
-            token_ids += piece.request.scheduled.sequence.token_ids[span.start : span.stop]
-            positions += span
-            slots += self._slots(piece.blocks, span)
-            blocks = torch.tensor(piece.blocks, device=self.device)
-            segments.append(AttentionSegment(piece.first_row, piece.num_rows, span.start, blocks))
-        batch = ForwardBatch(
-            torch.tensor(token_ids, device=self.device),
-            torch.tensor(positions, device=self.device),
-            torch.tensor(slots, device=self.device),
-            tuple(segments),
-            self._adapter_rows([(p, list(range(p.first_row, p.first_row + p.num_rows)), p.scalings) for p in pieces]),
-        )
-        hidden = self.executor.hidden_states(batch, self.cache)
-        self.cache.write_hidden(batch.slots, hidden)
-        return hidden
+            positions = piece.positions
+            buffers.put(piece.first_row, piece.request.scheduled.sequence.token_ids, positions, piece.table)
+            blocks = torch.from_numpy(piece.table.as_array())
+            if self.device.type != "cpu":
+                blocks = blocks.to(self.device)
+            segments.append(AttentionSegment(piece.first_row, piece.num_rows, positions.start, blocks))
+        spans = [
+            AdaptedRows(p.request.mixture, range(p.first_row, p.first_row + p.num_rows), p.scalings) for p in pieces
+        ]
+        return ForwardBatch(*buffers.tensors(), tuple(segments), work.groups.of(spans))
 
-    def _slots(self, blocks: list[int], positions: Sequence[int]) -> list[int]:
-        size = self.cache.block_size
-        return [blocks[p // size] * size + p % size for p in positions]
-
-    def _logits(self, pieces: list[_Piece], hidden: Tensor, results: dict[int, RowResult]) -> None:
-        """Logits of the rows that choose a token or that the client wants to see."""
+    def _logits(
+        self,
+        work: _Workspace,
+        pieces: list[_Piece],
+        batch: ForwardBatch,
+        hidden: Tensor,
+        results: dict[int, RowResult],
+    ) -> None:
+        """Logits of the rows that choose a token or that the client wants to see; on the host in one transfer."""
         wanted: list[int] = []
-        spans: list[tuple[_Piece, list[int], Tensor | None]] = []
+        spans: list[AdaptedRows] = []
+        chosen: list[_Piece] = []
         for piece in pieces:
-            results[id(piece.request)] = RowResult(None, piece.scalings)
-            first = 0 if piece.request.all_logits else piece.num_rows - 1
-            if not (piece.request.all_logits or piece.request.scheduled.reaches_end):
+            request, scalings = piece.request, piece.scalings
+            if scalings is not None:
+                scalings = scalings.expand(piece.num_rows, -1, -1)
+            results[id(request)] = RowResult(None, scalings)
+            if not (request.all_logits or request.scheduled.reaches_end):
                 continue
-            local = list(range(len(wanted), len(wanted) + piece.num_rows - first))
-            wanted += range(piece.first_row + first, piece.first_row + piece.num_rows)
-            spans.append((piece, local, None if piece.scalings is None else piece.scalings[first:]))
+            count = piece.num_rows if request.all_logits else 1
+            if piece.scalings is not None and len(piece.scalings) > count:
+                scalings = piece.scalings[-count:]
+            else:
+                scalings = piece.scalings
+            spans.append(AdaptedRows(request.mixture, range(len(wanted), len(wanted) + count), scalings))
+            chosen.append(piece)
+            end = piece.first_row + piece.num_rows
+            wanted += range(end - count, end)
         if not wanted:
             return
-        rows = hidden.index_select(0, torch.tensor(wanted, device=self.device))
-        logits = self.executor.logits(rows, self._adapter_rows(spans))
-        for piece, local, _ in spans:
-            results[id(piece.request)] = RowResult(logits[local[0] : local[-1] + 1], piece.scalings)
-
-    def _adapter_rows(self, spans: Sequence[tuple[_Piece, list[int], Tensor | None]]) -> tuple[AdapterRows, ...]:
-        """Group rows by bank, banks by digest."""
-        rows: dict[str, list[int]] = {}
-        scalings: dict[str, list[Tensor]] = {}
-        banks: dict[str, AdapterBank] = {}
-        for piece, indices, dynamic in spans:
-            mixture = piece.request.mixture
-            parts = [
-                (w.bank, torch.full((len(indices), 1, 1), w.weight, device=self.device, dtype=self.executor.dtype))
-                for w in mixture.constant
-            ]
-            if mixture.xlora is not None and (values := self._weights(piece, mixture.xlora, dynamic)) is not None:
-                parts.append((mixture.xlora.bank, values.expand(len(indices), -1, -1)))
-            for bank, weights in parts:
-                banks[bank.digest] = bank
-                rows.setdefault(bank.digest, []).extend(indices)
-                scalings.setdefault(bank.digest, []).append(weights)
-        return tuple(
-            AdapterRows(banks[digest], torch.tensor(rows[digest], device=self.device), torch.cat(scalings[digest]))
-            for digest in sorted(banks)
-        )
-
-    def _weights(self, piece: _Piece, xlora: XLoraMixture, scalings: Tensor | None) -> Tensor | None:
-        """What a mixture's adapters count with in a piece, [rows or 1, num_layers, num_experts]; None: not at all."""
-        config = xlora.classifier.config
-        if piece.is_scaling_pass:
-            if config.scaling_pass_value == 0.0:
-                return None
-            scalings = xlora.classifier.scaling_pass_scalings(self.device).unsqueeze(0)
-        assert scalings is not None
-        return scalings.to(self.executor.dtype) * config.global_scaling_weight
+        if len(wanted) == len(hidden):  # every row, as whenever all sequences decode
+            logits = self.executor.logits(hidden, batch.adapters)
+        else:
+            rows = hidden.index_select(0, torch.tensor(wanted, device=self.device))
+            logits = self.executor.logits(rows, work.logit_groups.of(spans))
+        on_host = logits.cpu().numpy()
+        for piece, span in zip(chosen, spans, strict=True):
+            results[id(piece.request)].logits = on_host[span.rows.start : span.rows.stop]
 
 
 def _frozen(request: RowRequest) -> Tensor:
     assert request.frozen is not None
-    return request.frozen.expand(request.scheduled.num_tokens, -1, -1)
+    return request.frozen

@@ -6,6 +6,9 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from inference_svc.kv_cache.blocks import BlockPool
 
 
@@ -20,14 +23,26 @@ class BlockTable:
     def __init__(self, identity: str | None) -> None:
         """`identity` names what computes the contents; None: they are not shared."""
         self.ids: list[int] = []
-        self._identity = identity
+        self.identity = identity
         self._keys: list[bytes] = []
         self._num_published = 0
+        self._array = np.empty(8, dtype=np.int64)  # the ids so far as kernels read them
+        self._num_in_array = 0
+
+    def as_array(self) -> NDArray[np.int64]:
+        """The ids, contiguous; a view of what grows in place, so good until the sequence is released."""
+        count = len(self.ids)
+        if count > self._num_in_array:
+            if count > len(self._array):
+                self._array = np.concatenate((self._array, np.empty(max(count, len(self._array)), dtype=np.int64)))
+            self._array[self._num_in_array : count] = self.ids[self._num_in_array :]
+            self._num_in_array = count
+        return self._array[:count]
 
     def find_shared(self, pool: BlockPool, token_ids: Sequence[int], limit: int) -> list[int]:
         """Blocks of the longest prefix of at most `limit` tokens that has been computed before; holds nothing yet."""
         found: list[int] = []
-        if self._identity is None:
+        if self.identity is None:
             return found
         for index in range(limit // pool.block_size):
             block = pool.find(self._key(index, token_ids, pool.block_size))
@@ -53,7 +68,7 @@ class BlockTable:
 
     def publish(self, pool: BlockPool, token_ids: Sequence[int], num_computed: int) -> None:
         """Share the blocks that are full: the first `num_computed` positions have been computed."""
-        if self._identity is None:
+        if self.identity is None:
             return
         for index in range(self._num_published, num_computed // pool.block_size):
             pool.publish(self.ids[index], self._key(index, token_ids, pool.block_size))
@@ -64,13 +79,14 @@ class BlockTable:
         pool.give_back(reversed(self.ids))
         self.ids = []
         self._num_published = 0
+        self._num_in_array = 0
 
     def _key(self, index: int, token_ids: Sequence[int], block_size: int) -> bytes:
         """Key of a block; token ids of full blocks never change, so keys are computed once."""
-        assert self._identity is not None
+        assert self.identity is not None
         while len(self._keys) <= index:
             start = len(self._keys) * block_size
-            before = self._keys[-1] if self._keys else hashlib.sha256(self._identity.encode()).digest()
+            before = self._keys[-1] if self._keys else hashlib.sha256(self.identity.encode()).digest()
             tokens = array("I", token_ids[start : start + block_size])
             assert len(tokens) == block_size
             self._keys.append(hashlib.sha256(before + tokens.tobytes()).digest())

@@ -28,7 +28,7 @@ class AttentionSegment:
     first_row: int
     num_rows: int
     first_position: int
-    blocks: Tensor  # int64 [>= blocks for first_position + num_rows], the sequence's cache blocks
+    blocks: Tensor  # int64 [>= blocks for first_position + num_rows], contiguous: the sequence's cache blocks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +44,12 @@ class AdapterRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForwardBatch:
-    """One forward pass; built by the model runner, read by models and layers."""
+    """One forward pass; built by the model runner, read by models and layers.
+
+    Token ids, positions, slots and the blocks of segments are views of what the next pass writes over. The adapters of
+    a pass are the very tuple of the pass before it where nothing about them has changed, as whenever the same sequences
+    decode on without new X-LoRA scalings: what an executor derives from them it may keep with that tuple.
+    """
 
     token_ids: Tensor  # int64 [num_tokens]
     positions: Tensor  # int64 [num_tokens]

@@ -12,7 +12,7 @@ from inference_svc.layers.batch import AdapterRows, ForwardBatch
 
 
 class Executor(Protocol):
-    """Chosen once, at start."""
+    """Chosen once, at start. What a method has returned, no later call writes to."""
 
     @property
     def name(self) -> str:

@@ -89,6 +89,6 @@ class ServedModel:
         sequence = self.start(token_ids, mixture)
         results = [self.step([(sequence, mixture, count)])[0] for count in chunks]
         self.finish(sequence)
-        logits = torch.cat([r.logits for r in results if r.logits is not None])
+        logits = torch.cat([torch.from_numpy(r.logits) for r in results if r.logits is not None])
         scalings = [r.scalings for r in results if r.scalings is not None]
         return logits, torch.cat(scalings) if scalings else None

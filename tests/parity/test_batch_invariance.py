@@ -51,7 +51,7 @@ def together(served: ServedModel, prompts: list[list[int]], shuffle: random.Rand
         parts = [(sequences[i], mixtures[i], shuffle.randint(1, sequences[i].num_pending)) for i in chosen]
         for i, result in zip(chosen, served.step(parts), strict=True):
             assert result.logits is not None
-            logits[i].append(result.logits)
+            logits[i].append(torch.from_numpy(result.logits))
     for sequence in sequences:
         served.finish(sequence)
     return [torch.cat(rows) for rows in logits]

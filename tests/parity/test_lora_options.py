@@ -266,4 +266,4 @@ def test_a_dora_answers_in_a_crowd_as_it_does_alone_to_the_bit(pairs: dict[str, 
         served.finish(sequence)
     for solo, result in zip(alone, crowd, strict=True):
         assert result.logits is not None
-        assert torch.equal(solo, result.logits)
+        assert torch.equal(solo, torch.from_numpy(result.logits))
