@@ -42,6 +42,10 @@ class PackedRows(Protocol):
         """uint8 [len(rows), row_bytes] of rows int64 [n] anywhere. Raises WeightsError."""
         ...
 
+    def part(self, first: int, count: int) -> PackedRows:
+        """Neighbouring rows alone."""
+        ...
+
     def reordered(self, rows: Tensor) -> PackedRows:
         """Rows int64 [n] in that order."""
         ...
@@ -84,7 +88,10 @@ class QuantizedTensor:
     @property
     def data(self) -> Tensor:
         """uint8 [rows, row_bytes]; read for this caller alone if it is not resident."""
-        return self._read(0, self.shape[0]) if self._data is None else self._data
+        if self._data is not None:
+            return self._data
+        assert self._rows is not None
+        return self._rows.read(0, self.shape[0]).to(self.device)
 
     @property
     def is_resident(self) -> bool:
@@ -118,8 +125,9 @@ class QuantizedTensor:
 
     def part(self, first: int, count: int) -> QuantizedTensor:
         """Up to `count` rows from `first` on, still packed; shares the memory if this is resident."""
-        data = self._read(first, count) if self._data is None else self._data[first : first + count]
-        return self._with(data, None, len(data))
+        count = max(0, min(count, self.shape[0] - first))
+        data = None if self._data is None else self._data[first : first + count]
+        return self._with(data, None if self._rows is None else self._rows.part(first, count), count)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[rows, columns]; computed in float32."""
@@ -133,10 +141,6 @@ class QuantizedTensor:
             assert self._rows is not None
             data = self._rows.gather(rows).to(self.device)
         return _unpack(data, self.quantization, self.shape[1])
-
-    def _read(self, first: int, count: int) -> Tensor:
-        assert self._rows is not None
-        return self._rows.read(first, max(0, min(count, self.shape[0] - first))).to(self.device)
 
     def _with(self, data: Tensor | None, rows: PackedRows | None, num_rows: int) -> QuantizedTensor:
         return QuantizedTensor(data, self.quantization, (num_rows, self.shape[1]), rows, self.device)

@@ -29,7 +29,7 @@ class StoredTensor:
         columns = self.shape[-1] if self.shape else 1
         block, block_bytes = GGML_QUANT_SIZES[self.quantization]
         shape = (math.prod(self.shape[:-1]), columns)
-        rows = StoredRows(self, columns // block * block_bytes, None)
+        rows = StoredRows(self, columns // block * block_bytes)
         return QuantizedTensor(None, self.quantization, shape, rows)
 
     def read(self) -> QuantizedTensor:
@@ -43,16 +43,17 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredRows:
-    """Packed rows in a file, in an order of their own."""
+    """Packed rows in a file: neighbours from `first` on, or those that `order` names."""
 
     tensor: StoredTensor
     row_bytes: int
-    order: Tensor | None  # int64 [num_rows]: which row of the file each row is; None: they are as in the file
+    first: int = 0
+    order: Tensor | None = None  # int64 [num_rows]: which row of the file each row is
 
     def read(self, first: int, count: int) -> Tensor:
         """uint8 [count, row_bytes] of neighbouring rows: one read of all that lies between them in the file."""
         if self.order is None:
-            return self._span(first, count)
+            return self._span(self.first + first, count)
         wanted = self.order[first : first + count]
         if not len(wanted):
             return self._span(0, 0)
@@ -61,15 +62,22 @@ class StoredRows:
 
     def gather(self, rows: Tensor) -> Tensor:
         """uint8 [len(rows), row_bytes] of rows int64 [n] anywhere: one read for each."""
-        wanted = rows.cpu() if self.order is None else self.order.index_select(0, rows.cpu())
+        wanted = rows.cpu() + self.first if self.order is None else self.order.index_select(0, rows.cpu())
         data = torch.empty((len(wanted), self.row_bytes), dtype=torch.uint8)
         for row, place in zip(data, wanted.tolist(), strict=True):
             self._read_into(row, place)
         return data
 
+    def part(self, first: int, count: int) -> StoredRows:
+        """Neighbouring rows alone."""
+        if self.order is None:
+            return StoredRows(self.tensor, self.row_bytes, self.first + first)
+        return StoredRows(self.tensor, self.row_bytes, order=self.order[first : first + count])
+
     def reordered(self, rows: Tensor) -> StoredRows:
         """Rows int64 [n] in that order."""
-        return StoredRows(self.tensor, self.row_bytes, rows if self.order is None else self.order.index_select(0, rows))
+        order = rows + self.first if self.order is None else self.order.index_select(0, rows)
+        return StoredRows(self.tensor, self.row_bytes, order=order)
 
     def _span(self, first: int, count: int) -> Tensor:
         data = torch.empty((count, self.row_bytes), dtype=torch.uint8)
@@ -79,4 +87,4 @@ class StoredRows:
     def _read_into(self, data: Tensor, first: int) -> None:
         # Straight into the tensor: no second copy.
         offset = self.tensor.offset + first * self.row_bytes
-        self.tensor.file.read_into(offset, data.numpy().data.cast("B"), f"tensor {self.tensor.name!r}")
+        self.tensor.file.read_into(offset, data.numpy().data, f"tensor {self.tensor.name!r}")

@@ -55,21 +55,26 @@ def test_released_data_is_read_again(opened: GgufFile, name: str) -> None:
 
 @given(
     st.sampled_from(["F32", "Q4_1"]),
-    st.lists(st.lists(st.integers(0, ROWS - 1), max_size=40), max_size=3),
-    st.integers(0, 50),
-    st.integers(0, 50),
+    st.lists(
+        st.lists(st.integers(0, ROWS - 1), max_size=40) | st.tuples(st.integers(0, ROWS), st.integers(0, 50)),
+        max_size=4,
+    ),
     st.data(),
 )
 def test_rows_of_released_data_are_those_of_resident_data(
-    opened: GgufFile, name: str, orders: list[list[int]], first: int, count: int, data: st.DataObject
+    opened: GgufFile, name: str, steps: list[list[int] | tuple[int, int]], data: st.DataObject
 ) -> None:
-    kept, released = opened.tensor(name), opened.entries[name].unread()
-    for order in orders:
-        rows = torch.tensor([row % kept.shape[0] for row in order] if kept.shape[0] else [], dtype=torch.int64)
-        kept, released = kept.take_rows(rows), released.take_rows(rows)
-        assert_same(released, kept)
-    first = min(first, kept.shape[0])
-    assert_same(released.part(first, count), kept.part(first, count))
+    kept, released, given_back = opened.tensor(name), opened.entries[name].unread(), opened.tensor(name)
+    for step in steps:
+        if isinstance(step, tuple):
+            first, count = min(step[0], kept.shape[0]), step[1]
+            kept, released, given_back = (tensor.part(first, count) for tensor in (kept, released, given_back))
+        else:
+            rows = torch.tensor([row % kept.shape[0] for row in step] if kept.shape[0] else [], dtype=torch.int64)
+            kept, released, given_back = (tensor.take_rows(rows) for tensor in (kept, released, given_back))
+    given_back.release()
+    assert_same(released, kept)
+    assert_same(given_back, kept)
     if kept.shape[0]:
         rows = torch.tensor(data.draw(st.lists(st.integers(0, kept.shape[0] - 1), max_size=8)), dtype=torch.int64)
         assert released.dequantize_rows(rows).equal(kept.dequantize_rows(rows))
