@@ -20,9 +20,14 @@ _PLAIN = {
 }
 
 
+def stays_packed(quantization: GGMLQuantizationType) -> bool:
+    """Tensors of the type are kept as they are in the file; others are unpacked once, when they are loaded."""
+    return quantization in _PLAIN or quantization in _UNPACKERS
+
+
 def is_supported(quantization: GGMLQuantizationType) -> bool:
     """There is a way to dequantize the type."""
-    if quantization in _PLAIN or quantization in _UNPACKERS:
+    if stays_packed(quantization):
         return True
     try:
         gguf.quants.dequantize(np.zeros((1, GGML_QUANT_SIZES[quantization][1]), np.uint8), quantization)
