@@ -81,6 +81,7 @@ class Engine:
         )
         self._runner = ModelRunner(base.executor, cache, base.device)
         self._tokenizer = base.tokenizer
+        self._switch_length = base.config.rope.switch_length
         self._registry = registry
         self._answers: dict[Sequence, Answer] = {}
         self._inbox: deque[Answer] = deque()
@@ -196,6 +197,7 @@ class Engine:
             or (xlora is not None and response.scalings is not ScalingsDetail.NONE),
             blocks=BlockTable(mixture.cache_identity if is_shared else None),
             scaling_blocks=BlockTable(xlora.scaling_cache_identity if is_shared and xlora is not None else None),
+            switch_length=self._switch_length,
         )
 
     def _check_accepting(self) -> None:

@@ -146,8 +146,8 @@ class ModelRunner:
         buffers.begin(last.first_row + last.num_rows)
         segments = []
         for piece in pieces:
-            positions = piece.positions
-            buffers.put(piece.first_row, piece.request.scheduled.sequence.token_ids, positions, piece.table)
+            positions, sequence = piece.positions, piece.request.scheduled.sequence
+            buffers.put(piece.first_row, sequence.token_ids, positions, piece.table, sequence.rotary_offset)
             blocks = torch.from_numpy(piece.table.as_array())
             if self.device.type != "cpu":
                 blocks = blocks.to(self.device)

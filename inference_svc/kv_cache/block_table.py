@@ -24,6 +24,7 @@ class BlockTable:
         """`identity` names what computes the contents; None: they are not shared."""
         self.ids: list[int] = []
         self.identity = identity
+        self._variant = ""
         self._keys: list[bytes] = []
         self._num_published = 0
         self._array = np.empty(8, dtype=np.int64)  # the ids so far as kernels read them
@@ -38,6 +39,12 @@ class BlockTable:
             self._array[self._num_in_array : count] = self.ids[self._num_in_array :]
             self._num_in_array = count
         return self._array[:count]
+
+    def begin_anew(self, variant: str) -> None:
+        """From here on the contents are computed in another way, which `variant` names; nothing is held."""
+        assert not self.ids
+        self._variant = variant
+        self._keys = []
 
     def find_shared(self, pool: BlockPool, token_ids: Sequence[int], limit: int) -> list[int]:
         """Blocks of the longest prefix of at most `limit` tokens that has been computed before; holds nothing yet."""
@@ -86,8 +93,11 @@ class BlockTable:
         assert self.identity is not None
         while len(self._keys) <= index:
             start = len(self._keys) * block_size
-            before = self._keys[-1] if self._keys else hashlib.sha256(self.identity.encode()).digest()
+            before = self._keys[-1] if self._keys else hashlib.sha256(self._origin()).digest()
             tokens = array("I", token_ids[start : start + block_size])
             assert len(tokens) == block_size
             self._keys.append(hashlib.sha256(before + tokens.tobytes()).digest())
         return self._keys[index]
+
+    def _origin(self) -> bytes:
+        return f"{self.identity}{self._variant}".encode()

@@ -52,7 +52,7 @@ class ForwardBatch:
     """
 
     token_ids: Tensor  # int64 [num_tokens]
-    positions: Tensor  # int64 [num_tokens]
+    positions: Tensor  # int64 [num_tokens], as rows of the rotary tables: those of long sequences lie further down
     slots: Tensor  # int64 [num_tokens], cache slot that each row's key and value are written to
     segments: tuple[AttentionSegment, ...]
     # Sorted by bank digest: the order in which a row's deltas are added never depends on the rest of the batch.

@@ -6,11 +6,17 @@ import reprlib
 
 from inference_svc.models.architecture import Architecture
 from inference_svc.models.config import ModelConfig
-from inference_svc.models.llama import LLAMA
+from inference_svc.models.gemma import GEMMA, GEMMA2
+from inference_svc.models.llama import LLAMA, MISTRAL, QWEN2
+from inference_svc.models.phi import PHI
+from inference_svc.models.phi3 import PHI3
+from inference_svc.models.starcoder2 import STARCODER2
 from inference_svc.weights.errors import UnsupportedFile
 from inference_svc.weights.source import SourceFormat, TensorSource
 
-ARCHITECTURES = {architecture.name: architecture for architecture in (LLAMA,)}
+ARCHITECTURES = {
+    architecture.name: architecture for architecture in (LLAMA, MISTRAL, PHI3, GEMMA, GEMMA2, QWEN2, PHI, STARCODER2)
+}
 
 
 def architecture_of(source: TensorSource) -> Architecture:

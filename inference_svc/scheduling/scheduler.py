@@ -114,6 +114,9 @@ class Scheduler:
         index = 0
         while index < len(self._running):
             sequence = self._running[index]
+            if sequence.must_switch:  # it keeps its place, and what it had: no more than it needs now
+                self._release(sequence)
+                sequence.switch()
             if self._missing(sequence) <= self.pool.num_free:
                 self._take_missing(sequence)
                 index += 1
@@ -140,6 +143,8 @@ class Scheduler:
         state of its own position in the scaling pass. Shared blocks of the scaling pass hold that too; so the real pass
         may begin where its own shared blocks end, but not beyond those of the scaling pass.
         """
+        if sequence.must_switch:
+            sequence.switch()
         pool, token_ids = self.pool, sequence.token_ids
         last = len(token_ids) - 1
         limit = min(last, sequence.num_reported) if sequence.reports_positions else last

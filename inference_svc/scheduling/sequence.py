@@ -37,6 +37,25 @@ class Sequence:
     num_cached_prompt_tokens: int | None = None  # those that were found computed; None: never admitted
     # Positions from here on run with scalings that other requests would not have: no scaling pass, nothing shared.
     frozen_from: int | None = None
+    # Once there are more tokens than this, all of them have other rotary positions: what was computed is of no use.
+    switch_length: int | None = None
+    has_switched: bool = False
+
+    @property
+    def must_switch(self) -> bool:
+        """The tokens so far are more than what is computed was meant for."""
+        return self.switch_length is not None and not self.has_switched and len(self.token_ids) > self.switch_length
+
+    def switch(self) -> None:
+        """Begin anew with the rotary positions of long sequences; the caller has given the blocks back."""
+        self.has_switched = True
+        for table in (self.blocks, self.scaling_blocks):
+            table.begin_anew(f" of more than {self.switch_length} tokens")
+
+    @property
+    def rotary_offset(self) -> int:
+        """What to add to a position to find its row in the rotary tables."""
+        return self.switch_length if self.has_switched and self.switch_length is not None else 0
 
     @property
     def num_generated(self) -> int:

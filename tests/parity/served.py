@@ -21,7 +21,7 @@ from inference_svc.layers.eager import EagerExecutor
 from inference_svc.models.base_model import define, shape_of
 from inference_svc.models.loading import load_checkpoint
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
-from inference_svc.weights.gguf import GgufFile
+from inference_svc.weights.opening import open_model
 
 CPU = torch.device("cpu")
 EXPERTS = ("pirate", "json", "verse", "capitals")
@@ -30,9 +30,10 @@ EXPERTS = ("pirate", "json", "verse", "capitals")
 class ServedModel:
     """A model with its cache and adapters; computes logits and scalings of token ids."""
 
-    def __init__(self, gguf: Path, kernels: Kernels) -> None:
-        checkpoint = load_checkpoint(GgufFile.open(gguf))
+    def __init__(self, path: Path, kernels: Kernels) -> None:
+        checkpoint = load_checkpoint(open_model(path))
         config = checkpoint.config
+        self.switch_length = config.rope.switch_length
         self.pool = BlockPool(128, 16)
         cache = KVCache(
             config.num_layers,
@@ -60,7 +61,11 @@ class ServedModel:
 
     def start(self, token_ids: Seq[int], mixture: Mixture) -> Sequence:
         """A sequence with room for its tokens."""
-        sequence = Sequence("test", list(token_ids), 0, len(token_ids), mixture.xlora is not None)
+        sequence = Sequence(
+            "test", list(token_ids), 0, len(token_ids), mixture.xlora is not None, switch_length=self.switch_length
+        )
+        if sequence.must_switch:
+            sequence.switch()
         sequence.blocks.grow(self.pool, len(token_ids))
         if sequence.needs_scaling_pass:
             sequence.scaling_blocks.grow(self.pool, len(token_ids))

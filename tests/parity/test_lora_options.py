@@ -7,8 +7,6 @@ of size about 5, with float32 on both sides: sums in another order differ by abo
 from __future__ import annotations
 
 import copy
-import json
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor
 
 from inference_svc.adapters.lora import load_lora
@@ -27,6 +24,7 @@ from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import LoraSelection
 from inference_svc.kernels.reference import ReferenceKernels
 from tests.inference_svc.weights.tiny_llama import write_tiny_llama_gguf
+from tests.parity.peft_files import randomised, written
 from tests.parity.served import ServedModel
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of tied heads and of rsLoRA with patterns
@@ -101,30 +99,6 @@ def options(draw: st.DrawFn) -> Options:
         chosen |= {"layers_to_transform": layers}
         chosen |= {"layers_pattern": draw(st.sampled_from([None, "layers"])) if layers is not None else None}
     return chosen
-
-
-def randomised(peft: Any, name: str, seed: int) -> None:
-    """Parameters as if trained: B is not zero, and magnitudes have moved."""
-    generator = torch.Generator().manual_seed(seed)
-    for key, parameter in peft.named_parameters():
-        if f".{name}" in key and "lora_" in key:
-            noise = torch.randn(parameter.shape, generator=generator)
-            with torch.no_grad():
-                parameter.copy_(parameter * (1 + 0.2 * noise) if "magnitude" in key else 0.2 * noise)
-
-
-def written(peft: Any, name: str, folder: Path) -> Path:
-    """The adapter's files, from the parameters of the PEFT model."""
-    folder.mkdir()
-    config = peft.peft_config[name].to_dict()
-    config["target_modules"] = (
-        sorted(config["target_modules"]) if isinstance(config["target_modules"], set) else config["target_modules"]
-    )
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    mine = {re.sub(rf"\.{name}(?=\.|$)", "", k): v for k, v in peft.state_dict().items() if f".{name}" in k}
-    tensors = {key.replace("magnitude_vector.weight", "magnitude_vector"): v.contiguous() for key, v in mine.items()}
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
 
 
 def peft_model(pair: Pair, every: list[Options]) -> Any:

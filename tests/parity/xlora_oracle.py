@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Mixture:
     inner_step: int  # 1: nothing between the layers, 2: ReLU, 3: ReLU and dropout
     seed: int
     layerwise: bool = field(default=True)
+    shapes: Mapping[str, tuple[int, int]] = field(default_factory=lambda: LINEAR_SHAPES)  # of the model, in its order
+    hidden: int = HIDDEN
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class Mixture:
     def paths(self) -> list[str]:
         """The adapted layers in module order: row i of the classifier is layer i."""
         chosen = {module for expert in self.experts for module in expert.modules}
-        return [path for path in LINEAR_SHAPES if _module(path) in chosen]
+        return [path for path in self.shapes if _module(path) in chosen]
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ class Mixture:
         expert, tensors = self.experts[index], {}
         for path in self.paths:
             if _module(path) in expert.modules:
-                rows, columns = LINEAR_SHAPES[path]
+                rows, columns = self.shapes[path]
                 prefix = f"base_model.model.{path}"
                 tensors[f"{prefix}.lora_A.weight"] = torch.randn(expert.rank, columns, generator=generator) * 0.3
                 tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, expert.rank, generator=generator) * 0.3
@@ -86,7 +88,7 @@ class Mixture:
         """Weight and bias of each layer; without `use_bias` the biases are zero."""
         generator = torch.Generator().manual_seed(self.seed)
         outputs = len(self.experts) * (len(self.paths) if self.layerwise else 1)
-        sizes = [HIDDEN, *[self.size] * (self.depth - 1), outputs]
+        sizes = [self.hidden, *[self.size] * (self.depth - 1), outputs]
         layers = []
         for columns, rows in itertools.pairwise(sizes):
             weight = torch.randn(rows, columns, generator=generator) * columns**-0.5 * 2
@@ -110,7 +112,7 @@ class Mixture:
             (folder / name / "adapter_config.json").write_text(json.dumps(config))
             save_file(self.expert_tensors(index), folder / name / "adapter_model.safetensors")
         common = {
-            "hidden_size": HIDDEN,
+            "hidden_size": self.hidden,
             "layerwise_scalings": self.layerwise,
             "xlora_depth": self.depth,
             "xlora_size": self.size,
@@ -179,7 +181,7 @@ def peft_answer(base: Any, mixture: Mixture, folder: Path, token_ids: list[int])
     value = mixture.config["scaling_pass_value"]
     config = XLoraConfig(
         task_type="CAUSAL_LM",
-        hidden_size=HIDDEN,
+        hidden_size=mixture.hidden,
         adapters={str(index): str(folder / name) for index, name in enumerate(mixture.order)},
         layerwise_scalings=mixture.layerwise,
         xlora_depth=mixture.depth,

@@ -35,10 +35,12 @@ class Letters:
         return token_id in self.eos_token_ids
 
 
-def tiny_base_model(folder: Path, *, hidden: int = 64, heads: int = 4, ffn: int = 128) -> BaseModel:
+def tiny_base_model(
+    folder: Path, *, hidden: int = 64, heads: int = 4, ffn: int = 128, original_length: int | None = None
+) -> BaseModel:
     """Two layers and 32 tokens, in batch-invariant mode; the file goes into the folder."""
     path = folder / "tiny.gguf"
-    write_tiny_llama_gguf(path, hidden=hidden, heads=heads, ffn=ffn, vocab=32)
+    write_tiny_llama_gguf(path, hidden=hidden, heads=heads, ffn=ffn, vocab=32, original_length=original_length)
     checkpoint = load_checkpoint(GgufFile.open(path))
     executor = EagerExecutor(define(checkpoint), ReferenceKernels(batch_invariant=True), torch.float32)
     config = checkpoint.config

@@ -14,7 +14,14 @@ from inference_svc.scheduling.sequence import Sequence
 
 
 def sequence(
-    prompt: int, total: int, *, xlora: bool = False, name: str = "r", kind: str | None = None, reports: bool = False
+    prompt: int,
+    total: int,
+    *,
+    xlora: bool = False,
+    name: str = "r",
+    kind: str | None = None,
+    reports: bool = False,
+    switch: int | None = None,
 ) -> Sequence:
     """`kind` names what computes the blocks; None: they are not shared."""
     return Sequence(
@@ -26,6 +33,7 @@ def sequence(
         reports_positions=reports,
         blocks=BlockTable(kind),
         scaling_blocks=BlockTable(kind and "base"),
+        switch_length=switch,
     )
 
 
@@ -217,6 +225,43 @@ def test_a_frozen_request_gives_its_scaling_blocks_back_and_shares_nothing_that_
     run_to_the_end(subject)
 
 
+def test_a_request_that_outgrows_its_rotary_positions_is_computed_anew_in_its_place() -> None:
+    subject = scheduler(blocks=12, max_batch_tokens=16)
+    subject.add(sequence(6, 12, name="growing", kind="base", switch=8))
+    subject.add(sequence(4, 14, name="younger"))
+    steps = [run_step(subject) for _ in range(5)]
+    assert [step["growing"] for step in steps] == [6, 1, 1, 9, 1]
+    assert [step["younger"] for step in steps] == [4, 1, 1, 1, 1]
+    run_to_the_end(subject)
+    assert subject.counters.preemptions == 0
+
+
+def test_short_and_long_requests_share_nothing() -> None:
+    subject = scheduler(blocks=24, max_batch_tokens=32)
+    short, long = sequence(9, 10, name="short", kind="base", switch=9), sequence(12, 13, kind="base", switch=9)
+    again, longer = sequence(9, 10, kind="base", switch=9), sequence(14, 15, kind="base", switch=9)
+    for item in (short, long, again, longer):
+        subject.add(item)
+        run_to_the_end(subject)
+    assert (short.rotary_offset, long.rotary_offset) == (0, 9)
+    assert [item.num_cached_prompt_tokens for item in (short, long, again, longer)] == [0, 0, 8, 12]
+
+
+def test_the_youngest_makes_room_for_an_older_one_that_is_computed_anew() -> None:
+    # The first holds a shared block, which releasing it does not free: it needs more than it gave back.
+    subject = scheduler(blocks=8, max_batch_tokens=32)
+    first, second = (sequence(7, 12, name=name, kind="base", switch=8) for name in ("first", "second"))
+    subject.add(first)
+    run_step(subject)
+    subject.add(second)
+    while not first.has_switched:
+        run_step(subject)
+        subject.pool.check_integrity()
+    assert subject._running[0] is first
+    run_to_the_end(subject)
+    assert second.has_switched
+
+
 @dataclass(frozen=True)
 class Arrival:
     """A request of the property test."""
@@ -227,6 +272,7 @@ class Arrival:
     kind: str
     start: int
     freezes_after: int | None
+    switch: int | None
 
 
 ARRIVALS = st.builds(
@@ -237,6 +283,7 @@ ARRIVALS = st.builds(
     st.sampled_from(["base", "x", "y"]),
     st.integers(0, 12),
     st.none() | st.integers(1, 6),
+    st.none() | st.integers(1, 30),
 )
 
 
@@ -247,7 +294,8 @@ def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
     subject = scheduler(blocks=blocks)
     order = sorted(requests, key=lambda item: item.start)
     sequences = [
-        sequence(r.prompt, r.prompt + r.new, xlora=r.xlora, name=str(i), kind=r.kind) for i, r in enumerate(order)
+        sequence(r.prompt, r.prompt + r.new, xlora=r.xlora, name=str(i), kind=r.kind, switch=r.switch)
+        for i, r in enumerate(order)
     ]
     arrived = step = 0
     while arrived < len(order) or subject.has_work:
@@ -262,6 +310,11 @@ def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
         if oldest is not None:
             assert subject._running[0] is oldest
             assert any(item.sequence is oldest for item in scheduled)
+        for item in scheduled:
+            is_long = item.sequence.switch_length is not None and (
+                len(item.sequence.token_ids) > item.sequence.switch_length
+            )
+            assert item.sequence.has_switched is is_long
         # Whoever came earlier is served no later; those that were preempted come back to their old place.
         ages = [int(item.request_id) for item in (*subject._running, *subject._waiting)]
         assert ages == sorted(ages)

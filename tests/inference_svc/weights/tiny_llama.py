@@ -38,11 +38,13 @@ def write_tiny_llama_gguf(
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     tied: bool = True,
     seed: int = 0,
+    original_length: int | None = None,
 ) -> Weights:
     """Write the file; return what its weights dequantize to, under the names and in the layout of Hugging Face.
 
     The rows of Q and K are permuted in the file, as they are in real ones. `vocab` is the number of tokens, or the
-    tokens of a byte-level BPE vocabulary without merges, which the file then carries.
+    tokens of a byte-level BPE vocabulary without merges, which the file then carries. With an `original_length` longer
+    sequences have other rotary factors (LongRoPE).
     """
     random = np.random.default_rng(seed)
     head_dim = hidden // heads
@@ -91,6 +93,10 @@ def write_tiny_llama_gguf(
         if name.endswith(("q_proj", "k_proj")):  # rows are packed one by one, so they can be moved when packed
             packed = permuted(packed, heads if name.endswith("q_proj") else kv_heads)
         writer.add_tensor(f"{_gguf_name(name)}.weight", packed, raw_dtype=kind)
+    if original_length is not None:
+        writer.add_rope_scaling_orig_ctx_len(original_length)
+        for kind, last in (("short", 1.5), ("long", 8.0)):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.linspace(1.0, last, head_dim // 2, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
