@@ -14,6 +14,7 @@ import torch
 from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.loading import load_from
 from inference_svc.adapters.loading_threads import LoadingThreads
+from inference_svc.adapters.needed_files import needed_files
 from inference_svc.adapters.ordering import OrderingApplier
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.residency import ResidencyWatch
@@ -60,9 +61,14 @@ class AdapterFolders:
     roots: Sequence[Path]
     threads: LoadingThreads
 
-    def locate(self, source: str) -> Path:
-        """The local folder of a folder's name or a hub id. Raises WeightsError."""
-        return locate_adapter(source, self.roots)
+    def locate(self, source: str, folders: Sequence[str] = ()) -> Path:
+        """The local folder of a folder's name or a hub id; of a repository, with these of its sub-folders.
+
+        Raises WeightsError or InferenceError.
+        """
+        return locate_adapter(
+            source, self.roots, lambda listing: needed_files(listing, folders), self.registry.limits.max_bytes
+        )
 
     async def load(
         self, name: str, source: str, *, replace: bool, expected_digest: str | None, pinned: bool

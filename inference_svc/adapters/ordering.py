@@ -56,10 +56,13 @@ class AppliedOrdering:
 
 @dataclass(frozen=True, slots=True)
 class OrderingApplier:
-    """Applies orderings to a registry; `locate` turns a folder or a hub id into a local folder."""
+    """Applies orderings to a registry.
+
+    `locate` turns a folder or a hub id into a local folder; it is told which sub-folders of it will be read.
+    """
 
     registry: AdapterRegistry
-    locate: Callable[[str], Path]
+    locate: Callable[[str, Sequence[str]], Path]
     base: BaseModelShape
     limits: AdapterLimits
 
@@ -74,7 +77,11 @@ class OrderingApplier:
         """
         self._check(fetched)
         place_id = adapter_model_id or fetched.adapter_model_id
-        place = self.locate(place_id) if place_id else None
+        preloaded = {name for name, _ in fetched.preload}
+        order = fetched.order or ()
+        rest = [name for name in order if name not in preloaded]
+        inside = order if fetched.kind is AdapterKind.XLORA else rest
+        place = self.locate(place_id, inside) if place_id and (inside or fetched.kind is not AdapterKind.LORA) else None
         mixture = fetched.kind is AdapterKind.XLORA or (fetched.kind is None and place is not None and is_xlora(place))
         items = [LoadItem(name, self._load_preload(name, source), source) for name, source in fetched.preload]
         selection: Selection
@@ -93,9 +100,6 @@ class OrderingApplier:
             items.append(LoadItem(fetched.ordering_id, self._load_xlora(fetched, place), place_id))
             selection = XLoraSelection(fetched.ordering_id)
         else:
-            order = fetched.order or ()
-            preloaded = {name for name, _ in fetched.preload}
-            rest = [name for name in order if name not in preloaded]
             for name in rest:
                 folder, source = self._folder_of(name, order, place, place_id, fetched)
                 items.append(LoadItem(name, load_from(folder, self.base, self.limits), source))
@@ -136,7 +140,7 @@ class OrderingApplier:
 
     def _load_preload(self, name: str, source: str) -> Loaded:
         """`source` holds the adapter's files, or a sub-folder of its name."""
-        folder = self.locate(source)
+        folder = self.locate(source, [name])
         is_adapter = is_lora(folder) or is_xlora(folder)
         return load_from(folder if is_adapter else sub_folder(folder, name), self.base, self.limits)
 

@@ -16,12 +16,14 @@ from inference_svc.models.checkpoint import Checkpoint
 from inference_svc.models.config import ModelConfig
 from inference_svc.models.decoder import Decoder
 from inference_svc.models.definition import ModelDefinition
-from inference_svc.models.loading import load_checkpoint
+from inference_svc.models.loading import check_tensors, load_checkpoint
 from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
 from inference_svc.tokenization.tokenizer import ModelTokenizer
+from inference_svc.weights.errors import UnsupportedFile
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.locate import locate_model
 from inference_svc.weights.quantization import QuantizedTensor
+from inference_svc.weights.source import SourceFormat, TensorSource
 
 EMBEDDING = "model.embed_tokens"
 # What orderings call models that are found under another name here.
@@ -59,7 +61,7 @@ def load_base_model(
         TokenizationError: its tokenizer is of a kind that is not supported.
         InvalidRequest: no such device or kernels here.
     """
-    located = locate_model(reference)
+    located = locate_model(reference, check_loadable)
     gguf = GgufFile.open(located.path)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     checkpoint = load_checkpoint(gguf).to(target)
@@ -80,6 +82,17 @@ def load_base_model(
         checkpoint.nbytes,
         choice.notice,
     )
+
+
+def check_loadable(source: TensorSource) -> None:
+    """Refuse, by its headers alone, a model that would not be loaded.
+
+    Raises:
+        UnsupportedFile, MalformedFile: as for `load_base_model`.
+    """
+    if source.format is not SourceFormat.GGUF:
+        raise UnsupportedFile(str(source.path), "safetensors are not served yet: take a conversion to GGUF")
+    check_tensors(source)
 
 
 def define(checkpoint: Checkpoint) -> ModelDefinition:

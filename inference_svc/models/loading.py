@@ -35,10 +35,7 @@ def load_checkpoint(source: TensorSource) -> Checkpoint:
     Raises:
         UnsupportedFile, MalformedFile: see read_config; also tensors that are missing, unknown or of another shape.
     """
-    config = read_config(source)
-    architecture = architecture_of(source)
-    plan = planned_tensors(architecture, config, source)
-    _check(architecture, source, plan)
+    config, plan = _checked_plan(source)
     parts: dict[str, list[PlannedTensor]] = {}
     for planned in plan:
         parts.setdefault(planned.source, []).append(planned)
@@ -47,6 +44,23 @@ def load_checkpoint(source: TensorSource) -> Checkpoint:
         whole = source.tensor(name)
         tensors |= {planned.name: _placed(planned, whole, config.head_dim) for planned in planned_parts}
     return Checkpoint(config, tensors)
+
+
+def check_tensors(source: TensorSource) -> None:
+    """Refuse by headers alone what `load_checkpoint` would refuse.
+
+    Raises:
+        UnsupportedFile, MalformedFile: as for load_checkpoint.
+    """
+    _checked_plan(source)
+
+
+def _checked_plan(source: TensorSource) -> tuple[ModelConfig, list[PlannedTensor]]:
+    config = read_config(source)
+    architecture = architecture_of(source)
+    plan = planned_tensors(architecture, config, source)
+    _check(architecture, source, plan)
+    return config, plan
 
 
 def _check(architecture: Architecture, source: TensorSource, plan: list[PlannedTensor]) -> None:

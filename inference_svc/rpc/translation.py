@@ -8,6 +8,7 @@ from inference_svc.errors import (
     HubUnavailable,
     InferenceError,
     InvalidRequest,
+    LimitReached,
     PathNotAllowed,
     SourceNotFound,
 )
@@ -20,6 +21,8 @@ OF_WEIGHTS: dict[type[weights.WeightsError], type[InferenceError]] = {
     weights.FileMissing: SourceNotFound,
     weights.HubUnavailable: HubUnavailable,
     weights.PathNotAllowed: PathNotAllowed,
+    weights.TooLarge: LimitReached,
+    weights.NoRoom: LimitReached,
 }
 
 

@@ -6,7 +6,9 @@ WeightsError
 │   └── FileChanged    it changed while it was read
 ├── UnsupportedFile    it is valid, but of a kind that is not supported
 ├── PathNotAllowed     it lies outside the allowed roots
-└── HubUnavailable     the hub cannot be reached, or does not have it
+├── HubUnavailable     the hub cannot be reached, or does not let us have it
+├── TooLarge           it is larger than a limit of the service
+└── NoRoom             the disk has no room for it
 """
 
 from __future__ import annotations
@@ -42,4 +44,12 @@ class PathNotAllowed(WeightsError):
 
 
 class HubUnavailable(WeightsError):
-    """The hub cannot be reached, or does not have it."""
+    """The hub cannot be reached, or does not let us have it."""
+
+
+class TooLarge(WeightsError):
+    """It is larger than a limit of the service."""
+
+
+class NoRoom(WeightsError):
+    """The disk has no room for it."""

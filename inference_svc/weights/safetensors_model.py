@@ -23,7 +23,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARDS = 1000
 
-_PLAIN_TYPES = {
+PLAIN_TYPES = {
     torch.float32: GGMLQuantizationType.F32,
     torch.float16: GGMLQuantizationType.F16,
     torch.bfloat16: GGMLQuantizationType.BF16,
@@ -129,7 +129,7 @@ def _header(path: Path) -> dict[str, StoredTensor]:
     with file.stream() as stream:
         entries = read_safetensors_header(str(path), stream, file.size)
     return {
-        entry.name: StoredTensor(entry.name, entry.shape, _PLAIN_TYPES[entry.dtype], entry.nbytes, file, entry.offset)
+        entry.name: StoredTensor(entry.name, entry.shape, PLAIN_TYPES[entry.dtype], entry.nbytes, file, entry.offset)
         for entry in entries
     }
 

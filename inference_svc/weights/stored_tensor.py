@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
-from inference_svc.weights.pinned_file import PinnedFile
 from inference_svc.weights.quantization import QuantizedTensor
+
+
+class ReadableFile(Protocol):
+    """A file that is read by position: one of this machine, or of a hub."""
+
+    @property
+    def path(self) -> Path:
+        """What messages call it."""
+        ...
+
+    def read_into(self, offset: int, buffer: memoryview, what: str) -> None:
+        """Fill writable bytes from a position on; `what` is what an error calls them. Raises WeightsError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,7 +35,7 @@ class StoredTensor:
     shape: tuple[int, ...]  # slowest axis first, as in torch: (out_features, in_features)
     quantization: GGMLQuantizationType
     nbytes: int
-    file: PinnedFile
+    file: ReadableFile
     offset: int  # from the start of the file
 
     def unread(self) -> QuantizedTensor:

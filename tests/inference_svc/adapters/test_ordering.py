@@ -34,7 +34,7 @@ def applier(
     for seed, name in enumerate("abc"):
         write.lora(f"place/{name}", seed=seed)
     write.xlora("mix", {"one": [Q0, V0], "two": [Q0]})
-    return OrderingApplier(registry, lambda source: tmp_path / source, base, limits)
+    return OrderingApplier(registry, lambda source, _: tmp_path / source, base, limits)
 
 
 def test_the_order_becomes_active_and_preloads_are_ready(applier: OrderingApplier) -> None:
