@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,14 +16,14 @@ from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import Mixture, Selection
 from inference_svc.adapters.xlora import load_xlora
 from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
-from inference_svc.kernels.operations import Kernels
+from inference_svc.kernels.native import NativeUnavailable
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.eager import EagerExecutor
 from inference_svc.models.base_model import define, shape_of
 from inference_svc.models.loading import load_checkpoint
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 from inference_svc.weights.opening import open_model
+from tests.parity.executors import EXACT, MakeExecutor
 
 CPU = torch.device("cpu")
 EXPERTS = ("pirate", "json", "verse", "capitals")
@@ -30,7 +32,7 @@ EXPERTS = ("pirate", "json", "verse", "capitals")
 class ServedModel:
     """A model with its cache and adapters; computes logits and scalings of token ids."""
 
-    def __init__(self, path: Path, kernels: Kernels) -> None:
+    def __init__(self, path: Path, make_executor: MakeExecutor, *, batch_invariant: bool = False) -> None:
         checkpoint = load_checkpoint(open_model(path))
         config = checkpoint.config
         self.switch_length = config.rope.switch_length
@@ -45,7 +47,7 @@ class ServedModel:
             dtype=torch.float32,
             device=CPU,
         )
-        self.runner = ModelRunner(EagerExecutor(define(checkpoint), kernels, torch.float32), cache, CPU)
+        self.runner = ModelRunner(make_executor(define(checkpoint), batch_invariant), cache, CPU)
         self.registry = AdapterRegistry(shape_of(checkpoint, ""), AdapterLimits())
 
     def load_demo(self, xlora: Path, order: Seq[str], layers: dict[str, int]) -> None:
@@ -97,3 +99,20 @@ class ServedModel:
         logits = torch.cat([torch.from_numpy(r.logits) for r in results if r.logits is not None])
         scalings = [r.scalings for r in results if r.scalings is not None]
         return logits, torch.cat(scalings) if scalings else None
+
+
+def serve_on(name: str, gguf: Path, *, batch_invariant: bool = False) -> ServedModel:
+    """A model on an exact executor; skips the test where that cannot be had."""
+    try:
+        return ServedModel(gguf, EXACT[name], batch_invariant=batch_invariant)
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
+
+
+def serve_on_each(gguf: Path, *, batch_invariant: bool = False) -> list[ServedModel]:
+    """A model on every exact executor that can be had: for what is compared with an oracle that takes long."""
+    models = []
+    for make in EXACT.values():
+        with contextlib.suppress(NativeUnavailable):
+            models.append(ServedModel(gguf, make, batch_invariant=batch_invariant))
+    return models

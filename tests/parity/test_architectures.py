@@ -22,8 +22,8 @@ from inference_svc.adapters import selection
 from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.lora import load_lora
 from inference_svc.adapters.xlora import load_xlora
-from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.models.architectures import ARCHITECTURES
+from tests.parity.executors import reference
 from tests.parity.peft_files import randomised, written
 from tests.parity.served import ServedModel
 from tests.parity.tiny_models import FOLDER_VARIANTS, ORIGINAL_LENGTH, TINY_MODELS, VARIANTS, TinyModel, write_gguf
@@ -66,7 +66,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     def pair_of(tiny: TinyModel, form: str) -> Pair:
         if (id(tiny), form) not in made:
             oracle, path = written_model(tiny, model_of(tiny), form, tmp_path_factory.mktemp("model"))
-            made[id(tiny), form] = Pair(ServedModel(path, ReferenceKernels(batch_invariant=True)), oracle)
+            made[id(tiny), form] = Pair(ServedModel(path, reference, batch_invariant=True), oracle)
         return made[id(tiny), form]
 
     return pair_of

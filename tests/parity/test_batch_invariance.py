@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from inference_svc.adapters.selection import BaseSelection, LoraSelection, Selection, XLoraSelection
-from inference_svc.kernels.native import NativeKernels, NativeUnavailable
-from inference_svc.kernels.reference import ReferenceKernels
-from tests.parity.served import EXPERTS, ServedModel
+from tests.parity.executors import EXACT
+from tests.parity.served import EXPERTS, ServedModel, serve_on
 
 DEMO = Path(__file__).resolve().parents[2] / "orderings" / "demo"
 SELECTIONS: list[Selection] = [
@@ -27,15 +26,9 @@ SELECTIONS: list[Selection] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["reference", "native"])
+@pytest.fixture(scope="module", params=EXACT)
 def served(request: pytest.FixtureRequest, smollm2_gguf: Path) -> ServedModel:
-    if request.param == "reference":
-        model = ServedModel(smollm2_gguf, ReferenceKernels(batch_invariant=True))
-    else:
-        try:
-            model = ServedModel(smollm2_gguf, NativeKernels(batch_invariant=True))
-        except NativeUnavailable as error:
-            pytest.skip(str(error))
+    model = serve_on(request.param, smollm2_gguf, batch_invariant=True)
     layers = json.loads((DEMO / "xlora-ordering.json").read_text())["layers"]
     model.load_demo(DEMO / "xlora", EXPERTS, layers)
     return model

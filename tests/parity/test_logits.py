@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from inference_svc.adapters.selection import BaseSelection, LoraSelection, Selection, XLoraSelection
-from inference_svc.kernels.native import NativeKernels, NativeUnavailable
-from inference_svc.kernels.operations import Kernels
-from inference_svc.kernels.reference import ReferenceKernels
-from tests.parity.served import EXPERTS, ServedModel
+from tests.parity.executors import EXACT
+from tests.parity.served import EXPERTS, ServedModel, serve_on
 
 DEMO = Path(__file__).resolve().parents[2] / "orderings" / "demo"
 # Transformers warns of a name of its own that PEFT still uses.
@@ -31,17 +29,9 @@ LENGTH = 45
 CHUNKS = {"whole prompt": (LENGTH,), "cached decoding": (20, 13, *[1] * 12)}
 
 
-def native() -> Kernels:
-    try:
-        return NativeKernels(batch_invariant=False)
-    except NativeUnavailable as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module", params=["reference", "native"])
+@pytest.fixture(scope="module", params=EXACT)
 def served(request: pytest.FixtureRequest, smollm2_gguf: Path) -> ServedModel:
-    kernels = ReferenceKernels(batch_invariant=False) if request.param == "reference" else native()
-    model = ServedModel(smollm2_gguf, kernels)
+    model = serve_on(request.param, smollm2_gguf)
     layers = json.loads((DEMO / "xlora-ordering.json").read_text())["layers"]
     model.load_demo(DEMO / "xlora", EXPERTS, layers)
     return model

@@ -7,6 +7,7 @@ of size about 5, with float32 on both sides: sums in another order differ by abo
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,9 @@ from torch import Tensor
 from inference_svc.adapters.lora import load_lora
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import LoraSelection
-from inference_svc.kernels.reference import ReferenceKernels
 from tests.inference_svc.weights.tiny_llama import write_tiny_llama_gguf
 from tests.parity.peft_files import randomised, written
-from tests.parity.served import ServedModel
+from tests.parity.served import ServedModel, serve_on_each
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT warns of tied heads and of rsLoRA with patterns
 BAR = 1e-3
@@ -38,9 +38,9 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pair:
-    """The same random weights, served and in transformers."""
+    """The same random weights, served on each executor and in transformers."""
 
-    served: ServedModel
+    served: list[ServedModel]
     oracle: Any
 
 
@@ -64,7 +64,7 @@ def make_pair(folder: Path, quantization: gguf.GGMLQuantizationType, *, tied: bo
     missing, unexpected = model.load_state_dict({n: torch.from_numpy(w) for n, w in weights.items()}, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}
-    return Pair(ServedModel(path, ReferenceKernels(batch_invariant=True)), model)
+    return Pair(serve_on_each(path, batch_invariant=True), model)
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +122,15 @@ def logits_of(model: Any) -> Tensor:
 
 def compare(pair: Pair, peft: Any, weights: list[float], expected: Tensor) -> None:
     """Serve the adapters with these weights, whole and from the cache, beside what is expected."""
-    old = pair.served.registry
-    registry = pair.served.registry = AdapterRegistry(old.base, old.limits)
+    old = pair.served[0].registry
+    registry = AdapterRegistry(old.base, old.limits)
     with tempfile.TemporaryDirectory() as folder:
         for index in range(len(weights)):
             loaded = load_lora(written(peft, f"a{index}", Path(folder) / f"a{index}"), registry.base, registry.limits)
             registry.load(f"a{index}", loaded, source="test", replace=True)
-    selection = LoraSelection({f"a{index}": weight for index, weight in enumerate(weights)})
-    for chunks in CHUNKS:
-        logits, _ = pair.served.run(IDS, selection, chunks)
+    mixture = registry.lease(LoraSelection({f"a{index}": weight for index, weight in enumerate(weights)})).mixture
+    for served, chunks in itertools.product(pair.served, CHUNKS):
+        logits, _ = served.run_mixture(IDS, mixture, chunks)
         assert (logits - expected).abs().max() <= BAR
 
 
@@ -207,17 +207,17 @@ def test_a_weighted_sum_is_that_of_add_weighted_adapter(pairs: dict[str, Pair]) 
 
 def test_an_adapted_tied_head_leaves_the_embedding_alone(pairs: dict[str, Pair]) -> None:
     pair = pairs["dense"]
-    embedding = pair.served.registry.base.weights["model.embed_tokens"]
+    embedding = pair.served[0].registry.base.weights["model.embed_tokens"]
     before = embedding.dequantize().clone()
     peft = peft_model(pair, [{"r": 3, "target_modules": ["lm_head"], "use_dora": True}])
     compare(pair, peft, [1.0], logits_of(peft))
     assert torch.equal(embedding.dequantize(), before)
-    assert pair.served.registry.base.weights["lm_head"] is embedding
+    assert pair.served[0].registry.base.weights["lm_head"] is embedding
 
 
 def test_a_dora_answers_in_a_crowd_as_it_does_alone_to_the_bit(pairs: dict[str, Pair], tmp_path: Path) -> None:
-    served = pairs["quantized"].served
-    served.registry = AdapterRegistry(served.registry.base, served.registry.limits)
+    old = pairs["quantized"].served[0].registry
+    registry = AdapterRegistry(old.base, old.limits)
     every: list[Options] = [
         {"r": 3, "target_modules": ["q_proj", "down_proj", "lm_head"], "use_dora": True},
         {"r": 2, "target_modules": ["q_proj", "up_proj"]},
@@ -226,18 +226,15 @@ def test_a_dora_answers_in_a_crowd_as_it_does_alone_to_the_bit(pairs: dict[str, 
     peft = peft_model(pairs["quantized"], every)
     for index in range(3):
         files = written(peft, f"a{index}", tmp_path / f"a{index}")
-        loaded = load_lora(files, served.registry.base, served.registry.limits)
-        served.registry.load(f"a{index}", loaded, source="test")
-    selections = [
-        LoraSelection(weights)
-        for weights in ({"a0": 1.0}, {"a1": 1.0}, {"a0": 0.5, "a1": -1.0}, {"a2": 1.0, "a0": -0.25}, {"a2": 0.0})
-    ]
-    alone = [served.run(IDS, selection, [len(IDS)])[0] for selection in selections]
-    mixtures = [served.mixture(selection) for selection in selections]
-    sequences = [served.start(IDS, mixture) for mixture in mixtures]
-    crowd = served.step([(s, m, len(IDS)) for s, m in zip(sequences, mixtures, strict=True)])
-    for sequence in sequences:
-        served.finish(sequence)
-    for solo, result in zip(alone, crowd, strict=True):
-        assert result.logits is not None
-        assert torch.equal(solo, torch.from_numpy(result.logits))
+        registry.load(f"a{index}", load_lora(files, registry.base, registry.limits), source="test")
+    chosen = [{"a0": 1.0}, {"a1": 1.0}, {"a0": 0.5, "a1": -1.0}, {"a2": 1.0, "a0": -0.25}, {"a2": 0.0}]
+    mixtures = [registry.lease(LoraSelection(weights)).mixture for weights in chosen]
+    for served in pairs["quantized"].served:
+        alone = [served.run_mixture(IDS, mixture, [len(IDS)])[0] for mixture in mixtures]
+        sequences = [served.start(IDS, mixture) for mixture in mixtures]
+        crowd = served.step([(s, m, len(IDS)) for s, m in zip(sequences, mixtures, strict=True)])
+        for sequence in sequences:
+            served.finish(sequence)
+        for solo, result in zip(alone, crowd, strict=True):
+            assert result.logits is not None
+            assert torch.equal(solo, torch.from_numpy(result.logits))

@@ -6,6 +6,7 @@ The bars are 1e-3 on logits and 1e-4 on scalings; what is found is 1e-5 and less
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 import warnings
 from pathlib import Path
@@ -22,9 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from inference_svc.adapters import selection
 from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.xlora import load_xlora
-from inference_svc.kernels.reference import ReferenceKernels
 from tests.inference_svc.weights.tiny_llama import write_tiny_llama_gguf
-from tests.parity.served import ServedModel
+from tests.parity.served import ServedModel, serve_on_each
 from tests.parity.xlora_oracle import FFN, HIDDEN, KV, LAYERS, VOCAB, Expert, Mixture, mixtures, peft_answer
 
 LOGITS_BAR, SCALINGS_BAR = 1e-3, 1e-4
@@ -79,14 +79,15 @@ def written_model(
 
 
 @pytest.fixture(scope="module")
-def served(gguf: Path, oracle: Any) -> ServedModel:
-    return ServedModel(gguf, ReferenceKernels(batch_invariant=False))
+def served(gguf: Path, oracle: Any) -> list[ServedModel]:
+    """On each executor: the answers of the oracle, which take longest, are compared with all of them."""
+    return serve_on_each(gguf)
 
 
 @given(mixture=mixtures())
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_every_combination_of_options_computes_what_peft_computes(
-    served: ServedModel, oracle: Any, mixture: Mixture
+    served: list[ServedModel], oracle: Any, mixture: Mixture
 ) -> None:
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         # PEFT advises against some of the combinations, and against merging an adapted head that is tied.
@@ -97,10 +98,11 @@ def test_every_combination_of_options_computes_what_peft_computes(
         rows = {path: row for row, path in enumerate(mixture.paths)}
         for layout, folder in folders.items():
             ordering = (mixture.order, rows) if layout == "original" else ((), {})
-            loaded = load_xlora(folder, *ordering, served.registry.base, AdapterLimits())
+            loaded = load_xlora(folder, *ordering, served[0].registry.base, AdapterLimits())
             xlora = selection.Mixture(xlora=selection.XLoraMixture(loaded.bank, loaded.classifier))
-            for chunks in CHUNKS:
-                ours, applied = served.run_mixture(TOKEN_IDS, xlora, chunks)
+            # Both layouts load as the same mixture, so that one of them is enough for what takes longest.
+            for model, chunks in itertools.product(served, CHUNKS if layout == "original" else CHUNKS[:1]):
+                ours, applied = model.run_mixture(TOKEN_IDS, xlora, chunks)
                 assert applied is not None
                 assert (applied - scalings).abs().max() <= SCALINGS_BAR
                 assert (ours - logits).abs().max() <= LOGITS_BAR
@@ -124,21 +126,23 @@ def test_a_head_that_peft_saved_is_computed_on_a_quantized_base(tmp_path: Path, 
         saved = load_file(path)
         assert "base_model.model.lm_head.base_layer.weight" in saved
         assert all(torch.equal(saved[key], tensor) for key, tensor in mixture.expert_tensors(index).items())
-    served = ServedModel(tmp_path / "tiny.gguf", ReferenceKernels(batch_invariant=False))
-    base = served.registry.base
+    served = serve_on_each(tmp_path / "tiny.gguf")
+    base = served[0].registry.base
     rows = {path: row for row, path in enumerate(mixture.paths)}
     loaded = load_xlora(folder, mixture.order, rows, base, AdapterLimits())
     applied = selection.Mixture(xlora=selection.XLoraMixture(loaded.bank, loaded.classifier))
-    for chunks in CHUNKS:
-        ours, found = served.run_mixture(TOKEN_IDS, applied, chunks)
+    for model, chunks in itertools.product(served, CHUNKS):
+        ours, found = model.run_mixture(TOKEN_IDS, applied, chunks)
         assert found is not None
         assert (found - scalings).abs().max() <= SCALINGS_BAR
         assert (ours - logits).abs().max() <= LOGITS_BAR
 
 
-def test_the_mixtures_of_this_test_really_change_the_logits(served: ServedModel, oracle: Any, tmp_path: Path) -> None:
+def test_the_mixtures_of_this_test_really_change_the_logits(
+    served: list[ServedModel], oracle: Any, tmp_path: Path
+) -> None:
     experts = (Expert(2, ("self_attn.q_proj", "mlp.up_proj")), Expert(3, ("self_attn.v_proj",)))
     mixture = Mixture(experts, CONFIG, depth=2, size=8, use_bias=True, relu=True, inner_step=3, seed=1)
     logits, _ = peft_answer(oracle, mixture, mixture.write(tmp_path, "original"), TOKEN_IDS)
-    base, _ = served.run_mixture(TOKEN_IDS, selection.Mixture(), (12,))
+    base, _ = served[0].run_mixture(TOKEN_IDS, selection.Mixture(), (12,))
     assert (logits - base).abs().max() > 100 * LOGITS_BAR

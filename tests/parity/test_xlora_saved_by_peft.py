@@ -25,9 +25,9 @@ from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.loading import load_from
 from inference_svc.adapters.xlora import LoadedXLora
 from inference_svc.errors import AdapterMalformed, AdapterUnsupported
-from inference_svc.kernels.reference import ReferenceKernels
 from loramux.client.xlora_layouts import convert_xlora
 from tests.inference_svc.weights.tiny_llama import write_tiny_llama_gguf
+from tests.parity.executors import reference
 from tests.parity.served import ServedModel
 
 LOGITS_BAR, SCALINGS_BAR = 1e-3, 1e-4
@@ -57,7 +57,7 @@ def oracle(gguf: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def served(gguf: Path, oracle: Any) -> ServedModel:
-    return ServedModel(gguf, ReferenceKernels(batch_invariant=False))
+    return ServedModel(gguf, reference)
 
 
 @pytest.fixture
