@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inference_svc.adapters.resident import Lease
@@ -52,9 +51,7 @@ class Answer:
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._stop_strings = StopStrings(request.stopping.stop)
         self._is_capped_by_context = is_capped_by_context
-        self._sampling = SamplingState(
-            request.sampling, random.Random(seed), frozenset(request.prompt_token_ids), Counter()
-        )
+        self._sampling = SamplingState(request.sampling, seed, request.prompt_token_ids)
         self._prompt_tokens: list[TokenLogprobs] = []
         self._scalings: list[ScalingsChunk] = []
 
@@ -63,19 +60,21 @@ class Answer:
         """Logits of every prompt row are asked for, and the prompt is still being computed."""
         return self.request.response.prompt_logprobs is not None and self.sequence.num_generated == 0
 
-    def add_prompt_logits(self, first_position: int, logits: Tensor) -> None:
+    def add_prompt_logits(self, first_position: int, logits: NDArray[np.float32]) -> None:
         """Take the logits [num_tokens, vocab_size] of prompt rows: row i tells the probability of token i + 1."""
         num_top = self.request.response.prompt_logprobs
         assert num_top is not None
         prompt = self.sequence.token_ids
-        first_position, logits = self._unreported(first_position, logits)
+        known = self._num_reported(first_position)
+        first_position, logits = first_position + known, logits[known:]
         for position, row in enumerate(logits, start=first_position):
             if position + 1 < self.sequence.num_prompt_tokens:
                 self._prompt_tokens.append(token_logprobs(row, prompt[position + 1], num_top))
 
     def add_scalings(self, first_position: int, scalings: Tensor) -> None:
         """Take the scalings [num_tokens, num_layers, num_experts] of rows."""
-        first_position, scalings = self._unreported(first_position, scalings)
+        known = self._num_reported(first_position)
+        first_position, scalings = first_position + known, scalings[known:]
         if not len(scalings):
             return
         if self.request.response.scalings is ScalingsDetail.MEAN:
@@ -83,18 +82,17 @@ class Answer:
         dtype = torch.float16 if self.request.response.half_precision else torch.float32
         self._scalings.append(ScalingsChunk(first_position, scalings.to(dtype).cpu().numpy()))
 
-    def _unreported(self, first_position: int, rows: Tensor) -> tuple[int, Tensor]:
-        """Rows without those that a preemption made necessary to compute a second time."""
-        known = max(0, self.sequence.num_reported - first_position)
-        return first_position + known, rows[known:]
+    def _num_reported(self, first_position: int) -> int:
+        """How many positions, from one on, a preemption made necessary to compute a second time."""
+        return max(0, self.sequence.num_reported - first_position)
 
-    def choose_next(self, logits: Tensor) -> bool:
+    def choose_next(self, logits: NDArray[np.float32]) -> bool:
         """Choose a token from logits [vocab_size] and send it; True if the answer is complete."""
         request, sequence = self.request, self.sequence
         too_short = sequence.num_generated < request.stopping.min_tokens
-        token_id = choose(logits, self._sampling, self._eos_token_ids if too_short else frozenset())
+        token_id = choose(logits, self._sampling, self._eos_token_ids if too_short else ())
         sequence.token_ids.append(token_id)
-        self._sampling.generated[token_id] += 1
+        self._sampling.note(token_id)
         num_top = request.response.logprobs
         token = TokenLogprobs(token_id) if num_top is None else token_logprobs(logits, token_id, num_top)
         is_eos = token_id in self._eos_token_ids and not request.stopping.ignore_eos

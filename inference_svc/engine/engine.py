@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
-import torch
 
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import Mixture
@@ -281,14 +280,14 @@ class Engine:
             answer.add_scalings(item.first_position, result.scalings)
         first_position, is_at_end = item.first_position, item.reaches_end  # advancing changes both
         if answer.wants_prompt_logits and result.logits is not None:
-            answer.add_prompt_logits(item.first_position, torch.from_numpy(result.logits))
+            answer.add_prompt_logits(item.first_position, result.logits)
         self.scheduler.advance(item)
         if result.scalings is not None and answer.freezer.freezes(first_position, result.scalings):
             self.scheduler.release_scaling_blocks(item.sequence)
         if not is_at_end:
             return
         assert result.logits is not None
-        if answer.choose_next(torch.from_numpy(result.logits[-1])):
+        if answer.choose_next(result.logits[-1]):
             self._end(answer)
 
     def _end(self, answer: Answer, error: InferenceError | None = None) -> None:
