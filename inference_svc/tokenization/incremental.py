@@ -75,6 +75,8 @@ class StopStrings:
 
     def push(self, text: str) -> StopResult:
         """Take the next piece. After a match nothing more is emitted."""
+        if not self._stops:
+            return StopResult(text, None)
         if self._matched is not None:
             return StopResult("", self._matched)
         text = self._held + text

@@ -47,6 +47,7 @@ class ModelTokenizer:
         self._special = special
         self._chat_template = chat_template
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self._bytes_of: dict[int, bytes] = {}  # of tokens that were asked for
 
     @property
     def bos_token_id(self) -> int | None:
@@ -118,6 +119,12 @@ class ModelTokenizer:
         Raises:
             InvalidTokenId: no such token.
         """
+        known = self._bytes_of.get(token_id)
+        if known is None:
+            known = self._bytes_of[token_id] = self._look_up(token_id)
+        return known
+
+    def _look_up(self, token_id: int) -> bytes:
         self._check(token_id)
         token = self._backend.id_to_token(token_id)
         assert token is not None, token_id
