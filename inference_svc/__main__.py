@@ -36,6 +36,9 @@ def serve(
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where fetched orderings are kept.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [auto]")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Pack a float model while it is loaded: q8_0 or q4_k. [it stays as it is]")
+    ] = None,
     kernels: Annotated[str | None, typer.Option(help="auto, reference or native. [auto]")] = None,
     batch_invariant: Annotated[
         bool | None, typer.Option("--batch-invariant", help="An answer never depends on the rest of the batch.")
@@ -55,7 +58,9 @@ def serve(
     context_length: Annotated[int | None, typer.Option(help="Most tokens of prompt and answer. [the model's]")] = None,
     max_adapters: Annotated[int | None, typer.Option(help="Most resident adapters. [64]")] = None,
     max_rank: Annotated[int | None, typer.Option(help="Largest rank of an adapter. [256]")] = None,
-    max_adapter_bytes: Annotated[int | None, typer.Option(help="Most bytes of all adapters. [8 GiB]")] = None,
+    max_adapter_bytes: Annotated[
+        int | None, typer.Option(help="Most bytes of all adapters. [8 GiB, or what the model leaves of memory]")
+    ] = None,
     eviction: Annotated[
         str | None, typer.Option(help="What happens at a limit: never (loads are refused) or lru. [never]")
     ] = None,
@@ -85,6 +90,7 @@ def serve(
         "adapter_roots": tuple(adapter_root) if adapter_root else None,
         "data_dir": data_dir,
         "device": device,
+        "quantize": quantize,
         "kernels": kernels,
         "batch_invariant": batch_invariant,
         "max_batch_tokens": max_batch_tokens,

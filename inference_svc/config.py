@@ -43,6 +43,7 @@ class Config(BaseSettings):
     adapter_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     data_dir: Path = Path("~/.local/share/loramux/inference")
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    quantize: Literal["q8_0", "q4_k"] | None = None
     kernels: Literal["auto", "reference", "native"] = "auto"
     batch_invariant: bool = False
     max_batch_tokens: int = Field(512, ge=1)
@@ -53,7 +54,7 @@ class Config(BaseSettings):
     context_length: int | None = Field(None, ge=2)
     max_adapters: int = Field(64, ge=1)
     max_rank: int = Field(256, ge=1)
-    max_adapter_bytes: int = Field(8 * 2**30, ge=1)
+    max_adapter_bytes: int | None = Field(None, ge=1)  # None: 8 GiB, or what the model leaves of memory
     # Who loaded an adapter may count on it until somebody unloads it; as a cache it is only if that is wanted.
     eviction: Literal["never", "lru"] = "never"
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -23,7 +24,8 @@ from inference_svc.adapters.selection import Selection
 from inference_svc.config import Config, StartError
 from inference_svc.engine.engine import Engine, EngineConfig
 from inference_svc.errors import InferenceError
-from inference_svc.models.base_model import BaseModel, load_base_model
+from inference_svc.memory_plan import room_for_adapters
+from inference_svc.models.base_model import BaseModel, open_base_model
 from inference_svc.rpc.ordering_client import OrderingClient
 from inference_svc.rpc.ordering_copies import OrderingCopies
 from inference_svc.rpc.ordering_desk import OrderingDesk, described
@@ -32,6 +34,8 @@ from inference_svc.rpc.ports import Service
 from inference_svc.scheduling.granularity import parse_granularity
 from inference_svc.tokenization.errors import TokenizationError
 from inference_svc.weights.errors import WeightsError
+from inference_svc.weights.in_situ import Scheme
+from inference_svc.weights.load_progress import shown_progress
 from inference_svc.weights.locate import locate_adapter
 
 _log = structlog.get_logger(__name__)
@@ -120,10 +124,8 @@ async def open_service(config: Config) -> Service:
     Raises:
         StartError: something cannot be loaded, applied or allocated.
     """
-    base = await asyncio.to_thread(_load_model, config)
-    limits = AdapterLimits(
-        config.max_adapters, config.max_rank, config.max_adapter_bytes, evict=config.eviction == "lru"
-    )
+    base, adapter_bytes = await asyncio.to_thread(_load_model, config)
+    limits = AdapterLimits(config.max_adapters, config.max_rank, adapter_bytes, evict=config.eviction == "lru")
     threads = LoadingThreads()
     adapters = AdapterFolders(AdapterRegistry(base.shape, limits), config.adapter_roots, threads)
     engine = await asyncio.to_thread(_make_engine, config, base, adapters.registry)
@@ -164,17 +166,24 @@ async def open_service(config: Config) -> Service:
     )
 
 
-def _load_model(config: Config) -> BaseModel:
+def _load_model(config: Config) -> tuple[BaseModel, int]:
+    """The model, and the bytes that adapters may take."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise StartError("--device cuda: no CUDA device that this torch can use; `auto` takes the CPU then")
     try:
-        return load_base_model(
-            config.model,
-            base_model_id=config.base_model_id,
-            device=config.device,
-            kernels=config.kernels,
-            batch_invariant=config.batch_invariant,
-        )
+        with shown_progress(config.log_format) as on_progress:
+            opened = open_base_model(
+                config.model,
+                base_model_id=config.base_model_id,
+                device=config.device,
+                kernels=config.kernels,
+                batch_invariant=config.batch_invariant,
+                quantize=None if config.quantize is None else Scheme(config.quantize),
+                on_progress=on_progress,
+                before_download=partial(room_for_adapters, config),
+            )
+            adapter_bytes = room_for_adapters(config, opened)
+            return opened.load(), adapter_bytes
     except (WeightsError, TokenizationError, InferenceError) as error:
         raise StartError(f"--model {config.model}: {error}") from error
 
@@ -230,12 +239,14 @@ def _log_start(
         weight_bytes=description.weight_bytes,
         device=description.device,
         kernels=description.kernels,
+        weights_notice=base.weights_notice,
         kernels_notice=base.kernels_notice,
         batch_invariant=config.batch_invariant,
         threads=torch.get_num_threads(),
         context_length=engine.context_length,
         kv_cache_tokens=config.kv_cache_tokens,
         prefix_caching=config.prefix_caching,
+        max_adapter_bytes=adapters.registry.limits.max_bytes,
         adapters=[adapter.name for adapter in adapters.list_all()],
         active=described(adapters.active().selection),
     )

@@ -32,6 +32,7 @@ from inference_svc.kv_cache.block_table import BlockTable
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.models.base_model import BaseModel
+from inference_svc.models.config import ModelConfig
 from inference_svc.scheduling.granularity import EVERY_TOKEN, Granularity
 from inference_svc.scheduling.scheduler import Scheduler
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
@@ -55,29 +56,38 @@ class EngineConfig:
     granularity: Granularity = EVERY_TOKEN  # of X-LoRA requests that name none
 
 
+def num_blocks(tokens: int) -> int:
+    """Blocks of a cache for so many tokens."""
+    return max(1, tokens // BLOCK_SIZE)
+
+
+def make_cache(config: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+    """Room for keys, values and hidden states of so many tokens; on the device `meta` it takes none."""
+    return KVCache(
+        config.num_layers,
+        num_blocks(tokens),
+        BLOCK_SIZE,
+        config.num_kv_heads,
+        config.head_dim,
+        config.hidden_size,
+        dtype=dtype,
+        device=device,
+    )
+
+
 class Engine:
     """Owns the scheduler, the cache and the answers; everything but `submit` and the properties runs in its thread."""
 
     def __init__(self, base: BaseModel, registry: AdapterRegistry, config: EngineConfig) -> None:
         self.config = config
         self.context_length = min(config.context_length or base.config.context_length, base.config.context_length)
-        num_blocks = max(1, config.kv_cache_tokens // BLOCK_SIZE)
-        self.pool = BlockPool(num_blocks, BLOCK_SIZE)
+        self.pool = BlockPool(num_blocks(config.kv_cache_tokens), BLOCK_SIZE)
         self.scheduler = Scheduler(
             self.pool,
             max_running=config.max_running,
             max_batch_tokens=max(config.max_batch_tokens, config.max_running),
         )
-        cache = KVCache(
-            base.config.num_layers,
-            num_blocks,
-            BLOCK_SIZE,
-            base.config.num_kv_heads,
-            base.config.head_dim,
-            base.config.hidden_size,
-            dtype=base.executor.dtype,
-            device=base.device,
-        )
+        cache = make_cache(base.config, config.kv_cache_tokens, base.executor.dtype, base.device)
         self._runner = ModelRunner(base.executor, cache, base.device)
         self._tokenizer = base.tokenizer
         self._switch_length = base.config.rope.switch_length

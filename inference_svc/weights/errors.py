@@ -5,6 +5,7 @@ WeightsError
 ├── MalformedFile      it is truncated, lies about itself, or breaks its format
 │   └── FileChanged    it changed while it was read
 ├── UnsupportedFile    it is valid, but of a kind that is not supported
+├── NotEnoughMemory    it is valid, and does not fit into memory
 ├── PathNotAllowed     it lies outside the allowed roots
 ├── HubUnavailable     the hub cannot be reached, or does not let us have it
 ├── TooLarge           it is larger than a limit of the service
@@ -37,6 +38,10 @@ class FileChanged(MalformedFile):
 
 class UnsupportedFile(WeightsError):
     """It is valid, but of a kind that is not supported."""
+
+
+class NotEnoughMemory(WeightsError):
+    """It is valid, and does not fit into memory."""
 
 
 class PathNotAllowed(WeightsError):

@@ -11,9 +11,9 @@ from inference_svc.weights.hub import HubListing, HubReference, open_listing
 from inference_svc.weights.hub_source import hub_source
 from inference_svc.weights.listing import Listing, size_text
 from inference_svc.weights.model_choice import choose_model
-from inference_svc.weights.source import TensorSource
+from inference_svc.weights.opening import ModelSource
 
-ModelCheck = Callable[[TensorSource], None]
+ModelCheck = Callable[[ModelSource], None]
 """Raises UnsupportedFile or MalformedFile for a model that would not run, by its headers alone."""
 
 AdapterFiles = Callable[[Listing], Sequence[str]]

@@ -12,9 +12,9 @@ from inference_svc.weights.gguf_header import GgufHeader, read_header
 from inference_svc.weights.hub import HubFileReader, HubListing
 from inference_svc.weights.json_object import read_json_object
 from inference_svc.weights.model_choice import ModelFiles
+from inference_svc.weights.opening import ModelSource
 from inference_svc.weights.safetensors_header import MAX_HEADER_BYTES, read_safetensors_header
 from inference_svc.weights.safetensors_model import CONFIG, PLAIN_TYPES, SafetensorsModel
-from inference_svc.weights.source import TensorSource
 from inference_svc.weights.stored_tensor import StoredTensor
 
 FIRST_READ_GGUF = 1 << 20  # with the vocabulary, which comes before the tensors
@@ -22,7 +22,7 @@ FIRST_READ_SAFETENSORS = 1 << 16
 NUM_CONNECTIONS = 8
 
 
-def hub_source(listing: HubListing, chosen: ModelFiles) -> TensorSource:
+def hub_source(listing: HubListing, chosen: ModelFiles) -> ModelSource:
     """The model that files of a repository make, as if they were here; a tensor that is read is read from the hub.
 
     Raises:

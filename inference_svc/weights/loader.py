@@ -17,10 +17,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
 from inference_svc.weights.errors import MalformedFile, UnsupportedFile
-from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.in_situ import FLOAT_TYPES, LARGEST, Scheme, chosen_types, pack
+from inference_svc.weights.opening import ModelSource
 from inference_svc.weights.quantization import QuantizedTensor, is_supported, stays_packed
-from inference_svc.weights.safetensors_model import SafetensorsModel
 from inference_svc.weights.source import SourceFormat
 from inference_svc.weights.stored_tensor import StoredTensor
 
@@ -54,7 +53,7 @@ class WeightLoader:
 
     def __init__(
         self,
-        files: GgufFile | SafetensorsModel,
+        files: ModelSource,
         *,
         quantize: Scheme | None = None,
         device: torch.device | None = None,
@@ -164,7 +163,7 @@ def _as(values: Tensor, quantization: GGMLQuantizationType) -> Tensor:
     return pack(values, quantization)
 
 
-def _refuse_unknown_types(files: GgufFile | SafetensorsModel) -> None:
+def _refuse_unknown_types(files: ModelSource) -> None:
     for entry in files.entries.values():
         if not is_supported(entry.quantization):
             raise UnsupportedFile(
@@ -173,7 +172,7 @@ def _refuse_unknown_types(files: GgufFile | SafetensorsModel) -> None:
             )
 
 
-def _refuse_packed(files: GgufFile | SafetensorsModel, scheme: Scheme) -> None:
+def _refuse_packed(files: ModelSource, scheme: Scheme) -> None:
     packed = Counter(e.quantization.name for e in files.entries.values() if e.quantization not in FLOAT_TYPES)
     if packed:
         raise UnsupportedFile(

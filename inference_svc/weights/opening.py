@@ -17,8 +17,10 @@ _ADVICE = (
     "(transformers: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)), or take it as GGUF"
 )
 
+ModelSource = GgufFile | SafetensorsModel
 
-def open_model(path: Path) -> GgufFile | SafetensorsModel:
+
+def open_model(path: Path) -> ModelSource:
     """Open a GGUF file, any part of a split one, a folder with safetensors, or a safetensors file in one.
 
     Nothing but headers is read.

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from loramux.cli.problems import CommandError
-from loramux.cli.processes import readable
+from loramux.cli.processes import progress_in, readable
 from loramux.cli.starting_points import free_address, model_folders, ordering_imports
 from loramux.client import AdapterKind
 
@@ -100,7 +100,8 @@ def gone(pid: int) -> bool:
 
 def test_the_ordering_service_comes_first_and_goes_last(start: Start, events: Path, tmp_path: Path) -> None:
     (tmp_path / "adapters").mkdir()
-    process = start("--json", "--ordering", "demo@3", "--adapter-root", "adapters", "--batch-invariant")
+    words = ("--batch-invariant", "--quantize", "q8_0")
+    process = start("--json", "--ordering", "demo@3", "--adapter-root", "adapters", *words)
     said = ready(process)
     assert said["data_dir"] == str(tmp_path / "data")
     assert isinstance(said["model"], dict)
@@ -120,7 +121,7 @@ def test_the_ordering_service_comes_first_and_goes_last(start: Start, events: Pa
     ]
     arguments = next(line for line in events.read_text().splitlines() if line.startswith("inference started"))
     assert f"--ordering-address {said['ordering']}" in arguments
-    assert f"--ordering demo@3 --adapter-root {tmp_path / 'adapters'} --batch-invariant" in arguments
+    assert f"--ordering demo@3 --adapter-root {tmp_path / 'adapters'} {' '.join(words)}" in arguments
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["logs"]
 
 
@@ -270,3 +271,16 @@ def test_imports_find_adapters_beside_the_file_and_say_what_is_missing(tmp_path:
 )
 def test_log_lines_are_readable_whatever_their_form(line: str, expected: str) -> None:
     assert readable(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"event": "loading weights", "percent": 40, "bytes": 4, "total_bytes": 10}', "loading weights 40%"),
+        ('{"event": "model loaded", "model": "m"}', None),
+        ('{"percent": 40}', None),
+        ("40%", None),
+    ],
+)
+def test_progress_is_read_from_log_lines(line: str, expected: str | None) -> None:
+    assert progress_in(line) == expected

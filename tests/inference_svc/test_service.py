@@ -69,8 +69,18 @@ async def test_a_model_that_is_not_there_is_named(config: Config) -> None:
 
 
 async def test_a_cache_that_does_not_fit_is_named(config: Config) -> None:
-    with pytest.raises(StartError, match="--kv-cache-tokens"):
+    with pytest.raises(StartError, match=r"\(a KV cache of \d+ tokens\) = .* take a smaller --kv-cache-tokens"):
         await open_service(config.model_copy(update={"kv_cache_tokens": 10**13}))
+
+
+async def test_adapters_that_do_not_fit_beside_the_model_are_named(config: Config) -> None:
+    with pytest.raises(StartError, match=r"\(adapters\) = .* a smaller --max-adapter-bytes"):
+        await open_service(config.model_copy(update={"max_adapter_bytes": 10**15}))
+
+
+async def test_a_packed_model_is_not_quantized_again(config: Config) -> None:
+    with pytest.raises(StartError, match=r"cannot be quantized to q4_k.*leave --quantize away"):
+        await open_service(config.model_copy(update={"quantize": "q4_k"}))
 
 
 async def test_an_ordering_that_cannot_be_had_is_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

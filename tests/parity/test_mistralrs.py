@@ -26,7 +26,7 @@ from inference_svc.engine.request import (
     Stopping,
     XLoraOptions,
 )
-from inference_svc.models.base_model import BaseModel, load_base_model
+from inference_svc.models.base_model import BaseModel, open_base_model
 from inference_svc.scheduling.granularity import EVERY_TOKEN, FrozenAfter
 from tests.inference_svc.engine.tiny_engine import Reader
 
@@ -36,7 +36,9 @@ GOLDEN = json.loads(Path(__file__).with_name("mistralrs_golden.json").read_text(
 
 @pytest.fixture(scope="module")
 def base(smollm2_gguf: Path) -> BaseModel:
-    return load_base_model(str(smollm2_gguf), base_model_id=None, device="cpu", kernels="auto", batch_invariant=False)
+    return open_base_model(
+        str(smollm2_gguf), base_model_id=None, device="cpu", kernels="auto", batch_invariant=False
+    ).load()
 
 
 @pytest.fixture(scope="module")

@@ -87,11 +87,23 @@ class ServiceProcess:
 
 def readable(line: str) -> str:
     """A log line for people: JSON lines become `level: event key=value ...`."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return line
-    if not isinstance(entry, dict) or "event" not in entry:
+    entry = _entry(line)
+    if entry is None:
         return line
     rest = " ".join(f"{key}={value}" for key, value in entry.items() if key not in ("event", "level", "timestamp"))
     return f"{entry.get('level', 'info')}: {entry['event']} {rest}".rstrip()
+
+
+def progress_in(line: str) -> str | None:
+    """What a log line says of something that takes long, `loading weights 40%`; None if it says nothing of that."""
+    entry = _entry(line)
+    return None if entry is None or "percent" not in entry else f"{entry['event']} {entry['percent']}%"
+
+
+def _entry(line: str) -> dict[str, object] | None:
+    """The fields of a line in JSON; None for any other."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and "event" in entry else None

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from loramux.cli.choices import describe_selection
 from loramux.cli.problems import INTERRUPTED
-from loramux.cli.processes import ServiceProcess, readable
+from loramux.cli.processes import ServiceProcess, progress_in, readable
 from loramux.cli.session import DEFAULT_ORDERING_ADDRESS, JsonOption, Session, open_session
 from loramux.cli.starting_points import (
     OrderingImport,
@@ -105,6 +105,9 @@ def up(
     ] = None,
     base_model_id: Annotated[str | None, typer.Option(help="What orderings call the model.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="q8_0|q4_k", help="Pack a float model while it is loaded.")
+    ] = None,
     batch_invariant: Annotated[
         bool, typer.Option("--batch-invariant", help="Equal answers, alone or in a crowd, to the bit.")
     ] = False,
@@ -123,6 +126,7 @@ def up(
     extra += ["--follow"] if follow else []
     extra += ["--eviction", eviction] if eviction is not None else []
     extra += ["--device", device] if device is not None else []
+    extra += ["--quantize", quantize] if quantize is not None else []
     extra += ["--base-model-id", base_model_id] if base_model_id is not None else []
     plan = Plan(
         model=model,
@@ -149,14 +153,20 @@ def up(
 def _serve(session: Session, plan: Plan, run_dir: Path, stops: StopRequests, verbose: bool) -> bool:
     """Runs the services until the user stops them; False if they had to be killed."""
     logs = plan.data_dir / "logs"
+    status = session.err.status("starting the ordering service")
+    is_ready = False
 
     def watch(service: ServiceProcess) -> None:
-        if verbose:
-            for line in service.new_log_text().splitlines():
+        if is_ready and not verbose:
+            return
+        for line in service.new_log_text().splitlines():
+            if verbose:
                 session.err.print(Text.assemble((f"{service.name:9} ", "cyan"), readable(line)), soft_wrap=True)
+            if (progress := progress_in(line)) is not None:
+                status.update(f"{plan.model}: {progress}")
 
     with Supervisor(stops, watch) as supervisor:
-        with session.err.status("starting the ordering service") as status:
+        with status:
             port_file = run_dir / "ordering.port"
             ordering = supervisor.start("ordering", plan.ordering_program(port_file), logs / "ordering.log", port_file)
             ordering_address = supervisor.wait_until_serving(ordering)
@@ -166,6 +176,7 @@ def _serve(session: Session, plan: Plan, run_dir: Path, stops: StopRequests, ver
             program = plan.inference_program(port_file, ordering_address)
             inference = supervisor.start("inference", program, logs / "inference.log", port_file)
             address = supervisor.wait_until_serving(inference)
+            is_ready = True
         with Client(address) as client:
             ready = Ready(
                 inference=address,

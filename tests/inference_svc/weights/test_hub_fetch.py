@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from inference_svc.models.base_model import check_loadable
+from inference_svc.config import load_config
+from inference_svc.memory_plan import room_for_adapters
+from inference_svc.models.base_model import check_loadable, open_base_model
 from inference_svc.weights.errors import (
     FileMissing,
     MalformedFile,
     NoRoom,
+    NotEnoughMemory,
     TooLarge,
     UnsupportedFile,
 )
@@ -211,6 +214,22 @@ def test_the_service_refuses_what_it_could_not_run_before_it_downloads_it(hub: F
         assert caught.value.path == f"org/tiny@{revision}:tiny.gguf"
     assert blobs(tmp_path, "org/tiny") == set()
     assert download_model(reference("org/tiny"), check_loadable).read_bytes() == whole
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_downloaded(hub: FakeHub, tmp_path: Path) -> None:
+    write_tiny_llama_gguf(tmp_path / "tiny.gguf")
+    hub.repositories["org/tiny"] = {"main": {"tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()}}
+    config = load_config({"max_adapter_bytes": 1 << 60}, {})
+    with pytest.raises(NotEnoughMemory, match=r"org/tiny:tiny\.gguf: it does not fit: .* GB \(weights\) \+ "):
+        open_base_model(
+            "org/tiny",
+            base_model_id=None,
+            device="cpu",
+            kernels="reference",
+            batch_invariant=False,
+            before_download=lambda opened: room_for_adapters(config, opened),
+        )
+    assert blobs(tmp_path, "org/tiny") == set()
 
 
 def test_several_models_are_listed_with_sizes_and_one_is_suggested(hub: FakeHub) -> None:
