@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 
 from inference_svc.weights.quantization import QuantizedTensor
 
+# Where adapters may sit on a quantized base, with the reference system's own lists in its own order. It has none for
+# other architectures: there every linear layer may be adapted, quantized or not.
 QUANTIZED_LAYER_SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "llama": (
         "self_attn.q_proj",
@@ -24,6 +27,9 @@ QUANTIZED_LAYER_SUFFIXES: Mapping[str, tuple[str, ...]] = {
     ),
     "phi3": ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", "lm_head"),
 }
+
+
+_NUMBER = re.compile(r"\.[0-9]+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,16 @@ class BaseModelShape:
                 names = json.dumps(suffixes)
                 problems.append(f"Got a layer name `{path}` in the ordering, expected it to end with one of {names}")
             elif path not in self.linear_shapes:
-                problems.append(f"layer `{path}` is not a linear layer of the base model")
+                names = json.dumps(self._layer_names())
+                problems.append(
+                    f"layer `{path}` is not a linear layer of the base model, a {self.architecture}, which has {names}"
+                )
         return problems
+
+    def _layer_names(self) -> tuple[str, ...]:
+        """The linear layers that there are, without the number of the decoder layer or of an expert."""
+        numbered = (_NUMBER.sub(".N.", path) for path in self.linear_shapes)
+        return tuple(dict.fromkeys(path.removeprefix("model.layers.N.") for path in numbered))
 
     def is_another_model(self, model_id: str) -> bool:
         """True if both ids are known, neither is a local path, and they differ (case counts)."""

@@ -8,7 +8,8 @@ from torch import Tensor
 from inference_svc.kernels.operations import Kernels
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AdapterRows, AttentionShape, ForwardBatch
-from inference_svc.layers.linear import Linear, adapted_linear
+from inference_svc.layers.experts import mixture_of_experts
+from inference_svc.layers.linear import GatedExpert, Linear, adapted_linear
 from inference_svc.layers.rotary import RotaryTable
 from inference_svc.models.definition import ModelDefinition
 from inference_svc.weights.quantization import QuantizedTensor
@@ -96,6 +97,9 @@ class EagerForward:
 
     def gated(self, kind: str, gate: Tensor, up: Tensor) -> Tensor:
         return self._kernels.activate(kind, gate) * up
+
+    def experts(self, x: Tensor, scores: Tensor, experts: tuple[GatedExpert, ...], per_token: int, kind: str) -> Tensor:
+        return mixture_of_experts(self._kernels, x, scores, experts, per_token, kind, self._adapters)
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + y

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from inference_svc.layers.batch import AttentionShape
-from inference_svc.layers.linear import Linear
+from inference_svc.layers.linear import GatedExpert, Linear
 from inference_svc.layers.rotary import RotaryTable
 from inference_svc.weights.quantization import QuantizedTensor
 
@@ -60,6 +60,13 @@ class Forward(Protocol[Value]):
 
     def gated(self, kind: str, gate: Value, up: Value) -> Value:
         """One of ACTIVATIONS of the gate, times up."""
+        ...
+
+    def experts(self, x: Value, scores: Value, experts: tuple[GatedExpert, ...], per_token: int, kind: str) -> Value:
+        """Every row through the `per_token` experts of its highest scores [num_tokens, len(experts)], and their sum.
+
+        Each counts with the softmax of its score among those that are kept (arXiv 2401.04088).
+        """
         ...
 
     def add(self, x: Value, y: Value) -> Value:

@@ -20,6 +20,15 @@ class Linear:
     bias: Tensor | None = None  # float32 [out_features]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class GatedExpert:
+    """The feed-forward block of one expert of a mixture."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
 def adapted_linear(kernels: Kernels, x: Tensor, layer: Linear, adapters: tuple[AdapterRows, ...]) -> Tensor:
     """y = W x + bias, plus the deltas of the rows that adapters change, each delta times its weight s.
 

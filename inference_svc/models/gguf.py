@@ -13,7 +13,14 @@ from inference_svc.weights.source import TensorSource
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 # They say nothing that the result depends on, or repeat what the tensors say.
-_IRRELEVANT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length")
+_IRRELEVANT = (
+    "vocab_size",
+    "tensor_data_layout",
+    "attention.layer_norm_epsilon",  # that of the norms which the architecture has is asked for
+    "attention.layer_norm_rms_epsilon",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+)
 
 
 def gguf_config(architecture: Architecture, source: TensorSource) -> ModelConfig:

@@ -8,7 +8,7 @@ and past the length from which LongRoPE has other factors. The bar is 1e-3 on lo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from inference_svc.adapters import selection
-from inference_svc.adapters.base_model import AdapterLimits
+from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.lora import load_lora
 from inference_svc.adapters.xlora import load_xlora
 from inference_svc.models.architectures import ARCHITECTURES
@@ -107,7 +107,11 @@ def served_as(name: str, form: str) -> str:
 
 @pytest.mark.parametrize(("name", "form"), CELLS)
 def test_a_lora_on_every_module(make: Make, tmp_path: Path, name: str, form: str) -> None:
-    check_lora(make(TINY_MODELS[name], form), tmp_path, use_dora=False)
+    pair = make(TINY_MODELS[name], form)
+    if ARCHITECTURES[name].has_experts:
+        check_expert_lora(pair, tmp_path)
+    else:
+        check_lora(pair, tmp_path, use_dora=False)
 
 
 @pytest.mark.parametrize("name", ["phi3", "phi", "qwen2"])
@@ -132,16 +136,31 @@ def check_lora(pair: Pair, folder: Path, *, use_dora: bool) -> None:
     check(pair.served, selection.Mixture(constant=(selection.WeightedBank(loaded.bank, 1.0),)), expected)
 
 
+def check_expert_lora(pair: Pair, folder: Path) -> None:
+    """The same where transformers 5 has fused the experts; adapters name the layers they were trained on before that.
+
+    PEFT puts such adapters together as it loads them: what it does here is no more than what merging them would do.
+    """
+    from peft import PeftModel
+
+    base = pair.served.registry.base
+    mixture = every_module_mixture(base, base.linear_shapes)
+    adapter = mixture.write(folder, "original") / mixture.order[0]
+    peft = PeftModel.from_pretrained(copy.deepcopy(pair.oracle), adapter).float().eval()
+    expected = logits_of(peft)
+    assert (expected - logits_of(pair.oracle)).abs().max() > 100 * LOGITS_BAR
+    loaded = load_lora(adapter, base, AdapterLimits())
+    assert loaded.bank.deltas.keys() == base.linear_shapes.keys()
+    check(pair.served, selection.Mixture(constant=(selection.WeightedBank(loaded.bank, 1.0),)), expected)
+
+
 def isinstance_of_lora(peft: Any, path: str) -> bool:
     return "a0" in getattr(peft.base_model.model.get_submodule(path), "lora_A", {})
 
 
-@pytest.mark.parametrize(("name", "form"), CELLS)
-def test_an_xlora_on_every_module(make: Make, tmp_path: Path, name: str, form: str) -> None:
-    pair = make(TINY_MODELS[name], form)
-    base = pair.served.registry.base
-    shapes = {path: shape for path, shape in base.linear_shapes.items() if path != "lm_head"}
-    modules = tuple(dict.fromkeys(path.split(".", 3)[3] for path in shapes))
+def every_module_mixture(base: BaseModelShape, shapes: Mapping[str, tuple[int, int]]) -> Mixture:
+    """An adapter on every module, and one on every second."""
+    modules = tuple(dict.fromkeys(path.split(".", 3)[-1] for path in shapes))
     config = {
         "enable_softmax": True,
         "enable_softmax_topk": False,
@@ -151,8 +170,9 @@ def test_an_xlora_on_every_module(make: Make, tmp_path: Path, name: str, form: s
         "global_scaling_weight": 1.0,
         "xlora_dropout_p": 0.2,
     }
-    mixture = Mixture(
-        (Expert(2, modules), Expert(3, modules[::2])),
+    experts = (Expert(2, modules), Expert(3, modules[::2]))
+    return Mixture(
+        experts,
         config,
         depth=2,
         size=8,
@@ -163,6 +183,15 @@ def test_an_xlora_on_every_module(make: Make, tmp_path: Path, name: str, form: s
         shapes=shapes,
         hidden=base.hidden_size,
     )
+
+
+@pytest.mark.parametrize(("name", "form"), CELLS)
+def test_an_xlora_on_every_module(make: Make, tmp_path: Path, name: str, form: str) -> None:
+    pair = make(TINY_MODELS[name], form)
+    base = pair.served.registry.base
+    # PEFT's mixtures adapt modules: not experts that transformers has fused, nor their router.
+    shapes = {path: shape for path, shape in base.linear_shapes.items() if "block_sparse_moe" not in path}
+    mixture = every_module_mixture(base, shapes)
     logits, scalings = peft_answer(pair.oracle, mixture, mixture.write(tmp_path, "original"), IDS)
     assert (logits - logits_of(pair.oracle)).abs().max() > 100 * LOGITS_BAR
     # No ordering: the rows are in the order of the model's modules, which must be PEFT's.

@@ -104,6 +104,9 @@ TINY_MODELS: dict[str, TinyModel] = {
         "Phi", ARCH.PHI2, {"num_key_value_heads": 4, "intermediate_size": 256, "partial_rotary_factor": 0.5}
     ),
     "starcoder2": TinyModel("Starcoder2", ARCH.STARCODER2, {"sliding_window": WINDOW}),
+    "mixtral": TinyModel(
+        "Mixtral", ARCH.LLAMA, {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW}
+    ),
 }
 
 # What else their files can say.
@@ -199,13 +202,31 @@ def write_gguf(model: Any, path: Path, arch: gguf.MODEL_ARCH, quantization: gguf
 
 
 def _parts(name: str, values: np.ndarray[Any, Any]) -> list[tuple[str, np.ndarray[Any, Any]]]:
-    """What the converter makes of one parameter of transformers 5."""
+    """What the converter sees of one parameter of transformers 5, which fuses the experts of a Mixtral."""
+    layer = name.split(".")[2] if ".layers." in name else ""
+    if name.endswith(".mlp.gate.weight"):
+        return [(f"model.layers.{layer}.block_sparse_moe.gate.weight", values)]
+    if name.endswith(".experts.gate_up_proj"):
+        gate, up = np.split(values, 2, axis=1)
+        return [
+            (_expert_name(layer, "w1"), np.ascontiguousarray(gate)),
+            (_expert_name(layer, "w3"), np.ascontiguousarray(up)),
+        ]
+    if name.endswith(".experts.down_proj"):
+        return [(_expert_name(layer, "w2"), values)]
     return [(name, values)]
+
+
+def _expert_name(layer: str, weight: str) -> str:
+    return f"layers.{layer}.feed_forward.experts.{weight}.weight"
 
 
 def _put(whole: Tensor, own: str, part: Tensor) -> None:
     """The reverse."""
-    whole.copy_(part)
+    if own.endswith(("experts.w1.weight", "experts.w3.weight")):
+        whole.chunk(2, dim=1)[own.endswith("w3.weight")].copy_(part)
+    else:
+        whole.copy_(part)
 
 
 def _write_metadata(writer: gguf.GGUFWriter, config: Any, arch: gguf.MODEL_ARCH) -> None:
@@ -250,6 +271,9 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any, arch: gguf.MODEL_ARCH)
         # The converter leaves the window of a Mistral and of a StarCoder2 out; a file that has it means it.
         if (window := getattr(config, "sliding_window", None)) is not None:
             writer.add_sliding_window(window)
+    if (experts := getattr(config, "num_local_experts", None)) is not None:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
     if arch == ARCH.LLAMA:
         writer.add_vocab_size(config.vocab_size)
         writer.add_rope_dimension_count(head_dim or default_head_dim)
