@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
+import torch
 
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import Mixture
