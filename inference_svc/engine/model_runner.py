@@ -42,7 +42,7 @@ class RowResult:
     """What came out of a step for one sequence."""
 
     logits: NDArray[np.float32] | None  # [num_tokens or 1, vocab_size]; None if the prompt is not at its end
-    scalings: Tensor | None  # float32 [num_tokens, num_layers, num_experts], X-LoRA only
+    scalings: Tensor | None  # float32 [num_tokens, num_layers, num_experts], X-LoRA only; None if it has no tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -80,11 +80,13 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, requests: Sequence[RowRequest]) -> list[RowResult]:
         """Compute the scheduled rows; results in the order of the requests."""
-        results: dict[int, RowResult] = {}
+        results = {id(request): RowResult(None, None) for request in requests}
         frozen = {id(request): _frozen(request) for request in requests if request.scheduled.sequence.is_frozen}
         if first_pass := self._pieces(requests, frozen):
             self._run_pass(self._first, first_pass, results)
-        waiting = [r for r in requests if r.mixture.xlora is not None and id(r) not in frozen]
+        waiting = [
+            r for r in requests if r.mixture.xlora is not None and id(r) not in frozen and r.scheduled.num_tokens
+        ]
         if waiting:
             self._run_pass(self._second, self._pieces(waiting, self._scalings(waiting)), results)
         return [results[id(request)] for request in requests]
@@ -99,7 +101,7 @@ class ModelRunner:
             table = sequence.scaling_blocks if is_scaling_pass else sequence.blocks
             positions = request.scheduled.positions
             if is_scaling_pass:
-                positions = range(sequence.num_scaling_computed, sequence.scaling_source(positions[-1]) + 1)
+                positions = request.scheduled.scaling_positions
             if num_rows := len(positions):
                 pieces.append(_Piece(request, table, row, num_rows, positions, known, is_scaling_pass))
                 row += num_rows

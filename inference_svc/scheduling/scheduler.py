@@ -68,21 +68,22 @@ class Scheduler:
     def schedule(self) -> list[ScheduledSequence]:
         """Choose the next step: one token of every decoding sequence, then prompt chunks in order of arrival.
 
-        Decoding goes first so that a long prompt never stalls a stream; a prompt takes what is left of the budget.
+        Decoding goes first so that a long prompt never stalls a stream; a prompt takes what is left of the budget. No
+        pass of the step has more rows than the budget. A scaling pass that has skipped positions may need many: then
+        those that decode keep a row each, and what does not fit is caught up in the steps that follow.
         """
         self._grow()
         self._admit()
         budget = self.max_batch_tokens
+        num_decoding = sum(sequence.is_decoding for sequence in self._running)
         scheduled = []
         for sequence in sorted(self._running, key=lambda s: not s.is_decoding):
-            num_tokens = min(sequence.num_pending, budget)
-            if sequence.frozen_from is not None and not sequence.is_frozen:
-                # Computed anew: no step has rows on both sides of the position at which the scaling pass ended.
-                num_tokens = min(num_tokens, sequence.frozen_from - sequence.num_computed)
-            if num_tokens == 0:
+            num_decoding -= sequence.is_decoding
+            room = max(budget - num_decoding, min(budget, 1))
+            if room == 0:
                 break
-            scheduled.append(ScheduledSequence(sequence, num_tokens))
-            budget -= num_tokens
+            scheduled.append(_next_tokens(sequence, room))
+            budget -= scheduled[-1].num_rows
         return scheduled
 
     def advance(self, item: ScheduledSequence) -> None:
@@ -92,9 +93,7 @@ class Scheduler:
         sequence.num_reported = max(sequence.num_reported, sequence.num_computed)
         sequence.blocks.publish(self.pool, sequence.token_ids, min(sequence.num_shareable, sequence.num_computed))
         if sequence.scaling_blocks.ids:
-            sequence.num_scaling_computed = max(
-                sequence.num_scaling_computed, sequence.scaling_source(sequence.num_computed - 1) + 1
-            )
+            sequence.num_scaling_computed += item.num_scaling_tokens
             sequence.scaling_blocks.publish(self.pool, sequence.token_ids, sequence.num_scaling_computed)
             if sequence.is_frozen:
                 self._release_scaling(sequence)
@@ -195,3 +194,14 @@ class Scheduler:
     def _release_scaling(self, sequence: Sequence) -> None:
         sequence.scaling_blocks.release(self.pool)
         sequence.num_scaling_computed = 0
+
+
+def _next_tokens(sequence: Sequence, room: int) -> ScheduledSequence:
+    """As many tokens of a sequence as neither pass needs more than `room` rows for; `room` is at least 1."""
+    num_tokens = min(sequence.num_pending, room)
+    if sequence.frozen_from is not None and not sequence.is_frozen:
+        # Computed anew: no step has rows on both sides of the position at which the scaling pass ended.
+        num_tokens = min(num_tokens, sequence.frozen_from - sequence.num_computed)
+    while sequence.num_scaling_rows(num_tokens) > room:
+        num_tokens -= 1
+    return ScheduledSequence(sequence, num_tokens, sequence.num_scaling_rows(num_tokens) if num_tokens else room)

@@ -91,6 +91,12 @@ class Sequence:
         """The position whose hidden state in the scaling pass gives the scalings of a position that is not frozen."""
         return scaling_source(self.granularity, self.num_prompt_tokens, position)
 
+    def num_scaling_rows(self, num_tokens: int) -> int:
+        """Rows of the scaling pass without which the next tokens have no scalings; skipped positions are caught up."""
+        if not self.needs_scaling_pass or self.is_frozen or not num_tokens:
+            return 0
+        return max(0, self.scaling_source(self.num_computed + num_tokens - 1) + 1 - self.num_scaling_computed)
+
     @property
     def num_shareable(self) -> int:
         """Positions that run with the scalings that any other request would have: only their blocks are shared."""
@@ -111,7 +117,19 @@ class ScheduledSequence:
     """The tokens of a sequence that run in this step."""
 
     sequence: Sequence
-    num_tokens: int
+    num_tokens: int  # 0: the scaling pass alone, which has more to catch up than fits in a step
+    num_scaling_tokens: int  # rows of the scaling pass: what the tokens need, without what is computed
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in that pass of the step that has more."""
+        return max(self.num_tokens, self.num_scaling_tokens)
+
+    @property
+    def scaling_positions(self) -> range:
+        """What the scaling pass sees."""
+        first = self.sequence.num_scaling_computed
+        return range(first, first + self.num_scaling_tokens)
 
     @property
     def first_position(self) -> int:

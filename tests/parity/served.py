@@ -75,11 +75,12 @@ class ServedModel:
 
     def step(self, parts: Seq[tuple[Sequence, Mixture, int]]) -> list[RowResult]:
         """Run the next tokens of each sequence together, all logits wanted."""
-        requests = [RowRequest(ScheduledSequence(s, count), mixture, True) for s, mixture, count in parts]
+        scheduled = [ScheduledSequence(s, count, s.num_scaling_rows(count)) for s, _, count in parts]
+        requests = [RowRequest(item, mixture, True) for item, (_, mixture, _) in zip(scheduled, parts, strict=True)]
         results = self.runner.run(requests)
-        for sequence, _, count in parts:
-            sequence.num_computed += count
-            sequence.num_scaling_computed += count
+        for item in scheduled:
+            item.sequence.num_computed += item.num_tokens
+            item.sequence.num_scaling_computed += item.num_scaling_tokens
         return results
 
     def finish(self, sequence: Sequence) -> None:

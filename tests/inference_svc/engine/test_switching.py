@@ -72,7 +72,8 @@ def last_logits(
     pool = BlockPool(blocks, BLOCK_SIZE)
     sequence.blocks.grow(pool, len(token_ids))
     sequence.scaling_blocks.grow(pool, len(token_ids) if mixture.xlora is not None else 0)
-    logits = runner.run([RowRequest(ScheduledSequence(sequence, len(token_ids)), mixture, False)])[0].logits
+    scheduled = ScheduledSequence(sequence, len(token_ids), sequence.num_scaling_rows(len(token_ids)))
+    logits = runner.run([RowRequest(scheduled, mixture, False)])[0].logits
     assert logits is not None
     return torch.from_numpy(logits[-1])
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from inference_svc.kv_cache.block_table import BlockTable
 from inference_svc.kv_cache.blocks import BlockPool
+from inference_svc.scheduling.granularity import EVERY_TOKEN, Granularity, RecomputedEvery
 from inference_svc.scheduling.scheduler import Scheduler
-from inference_svc.scheduling.sequence import Sequence
+from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 
 
 def sequence(
@@ -22,6 +23,7 @@ def sequence(
     kind: str | None = None,
     reports: bool = False,
     switch: int | None = None,
+    granularity: Granularity = EVERY_TOKEN,
 ) -> Sequence:
     """`kind` names what computes the blocks; None: they are not shared."""
     return Sequence(
@@ -30,6 +32,7 @@ def sequence(
         prompt,
         total,
         needs_scaling_pass=xlora,
+        granularity=granularity,
         reports_positions=reports,
         blocks=BlockTable(kind),
         scaling_blocks=BlockTable(kind and "base"),
@@ -262,6 +265,52 @@ def test_the_youngest_makes_room_for_an_older_one_that_is_computed_anew() -> Non
     assert second.has_switched
 
 
+def rows_by_pass(scheduled: list[ScheduledSequence]) -> tuple[int, int]:
+    """Rows of the first and of the second pass of a step."""
+    waiting = [item for item in scheduled if item.sequence.needs_scaling_pass and not item.sequence.is_frozen]
+    others = [item for item in scheduled if item not in waiting]
+    first = sum(item.num_tokens for item in others) + sum(item.num_scaling_tokens for item in waiting)
+    return first, sum(item.num_tokens for item in waiting)
+
+
+def test_skipped_positions_of_a_scaling_pass_count_in_the_budget() -> None:
+    subject = scheduler(blocks=32, max_batch_tokens=8)
+    subject.add(sequence(2, 12, xlora=True, granularity=RecomputedEvery(5)))
+    subject.add(sequence(30, 31, name="long"))
+    assert [run_step(subject) for _ in range(7)] == [
+        {"r": 2, "long": 6},
+        {"r": 1, "long": 7},
+        {"r": 1, "long": 7},
+        {"r": 1, "long": 7},
+        {"r": 1, "long": 3},
+        {"r": 1},  # with four rows of the scaling pass for the positions between
+        {"r": 1},
+    ]
+
+
+def test_what_a_scaling_pass_cannot_catch_up_at_once_it_does_over_several_steps_beside_the_others() -> None:
+    subject = scheduler(blocks=32, max_running=2, max_batch_tokens=4)
+    subject.add(sequence(2, 30, xlora=True, granularity=RecomputedEvery(10)))
+    subject.add(sequence(1, 30, name="other"))
+    for _ in range(10):
+        run_step(subject)
+    passes = []
+    for _ in range(5):
+        scheduled = subject.schedule()
+        passes.append({item.sequence.request_id: (item.num_tokens, item.num_scaling_tokens) for item in scheduled})
+        for item in scheduled:
+            subject.advance(item)
+            if item.num_tokens:
+                item.sequence.token_ids.append(0)
+    assert passes == [
+        {"r": (0, 3), "other": (1, 0)},
+        {"r": (0, 3), "other": (1, 0)},
+        {"r": (0, 3), "other": (1, 0)},
+        {"r": (1, 1), "other": (1, 0)},
+        {"r": (1, 0), "other": (1, 0)},
+    ]
+
+
 @dataclass(frozen=True)
 class Arrival:
     """A request of the property test."""
@@ -273,6 +322,7 @@ class Arrival:
     start: int
     freezes_after: int | None
     switch: int | None
+    every: int
 
 
 ARRIVALS = st.builds(
@@ -284,17 +334,27 @@ ARRIVALS = st.builds(
     st.integers(0, 12),
     st.none() | st.integers(1, 6),
     st.none() | st.integers(1, 30),
+    st.sampled_from([1, 1, 2, 3, 11]),
 )
 
 
-@given(st.lists(ARRIVALS, min_size=1, max_size=12), st.sampled_from([16, 17, 40]))
+@given(st.lists(ARRIVALS, min_size=1, max_size=12), st.sampled_from([16, 17, 40]), st.sampled_from([4, 5, 8]))
 def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
-    requests: list[Arrival], blocks: int
+    requests: list[Arrival], blocks: int, budget: int
 ) -> None:
-    subject = scheduler(blocks=blocks)
+    subject = scheduler(blocks=blocks, max_batch_tokens=budget)
     order = sorted(requests, key=lambda item: item.start)
     sequences = [
-        sequence(r.prompt, r.prompt + r.new, xlora=r.xlora, name=str(i), kind=r.kind, switch=r.switch)
+        sequence(
+            r.prompt,
+            r.prompt + r.new,
+            xlora=r.xlora,
+            name=str(i),
+            kind=r.kind,
+            switch=r.switch,
+            # What is recomputed is never frozen: a request says one or the other.
+            granularity=RecomputedEvery(r.every) if r.freezes_after is None else EVERY_TOKEN,
+        )
         for i, r in enumerate(order)
     ]
     arrived = step = 0
@@ -305,7 +365,9 @@ def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
         oldest = subject._running[0] if subject._running else None
         scheduled = subject.schedule()
         subject.pool.check_integrity()
-        assert sum(item.num_tokens for item in scheduled) <= subject.max_batch_tokens
+        assert max(rows_by_pass(scheduled)) <= budget
+        assert all(item.num_rows > 0 for item in scheduled)
+        assert {s for s in subject._running if s.is_decoding} <= {item.sequence for item in scheduled}
         assert scheduled or not subject.has_work
         if oldest is not None:
             assert subject._running[0] is oldest
@@ -322,17 +384,20 @@ def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
         written = [
             block
             for item in scheduled
-            for table, first in (
-                (item.sequence.blocks, item.first_position),
-                (item.sequence.scaling_blocks, item.sequence.num_scaling_computed),
+            for table, rows in (
+                (item.sequence.blocks, item.positions),
+                (item.sequence.scaling_blocks, item.scaling_positions),
             )
-            for block in table.ids[first // 4 : -(-item.positions.stop // 4)]
+            for block in (table.ids[rows.start // 4 : -(-rows.stop // 4)] if rows else ())
         ]
         assert len(set(written)) == len(written)
         assert all(subject.pool._holders[block] == 1 for block in written)
         for item in scheduled:
             running = item.sequence
             ends = item.reaches_end
+            if running.needs_scaling_pass and not running.is_frozen:
+                seen = running.num_scaling_computed + item.num_scaling_tokens
+                assert all(running.scaling_source(position) < seen for position in item.positions)
             subject.advance(item)
             if not ends:
                 continue
