@@ -43,7 +43,6 @@ SERVER_OPTIONS = (
 )
 EXIT_DRAINED = 0
 EXIT_CUT_SHORT = 1
-EXIT_INTERRUPTED = 130
 
 OpenService = Callable[[Config], Awaitable[Service]]
 
@@ -155,10 +154,11 @@ def serve_until_told_to_stop(config: Config) -> int:
     from inference_svc.service import open_service  # torch: only the process that serves needs it
 
     configure_logs(config.log_format)
-    try:
-        return asyncio.run(serve(config, open_service))
-    except KeyboardInterrupt:  # while the model was loading
-        return EXIT_INTERRUPTED
+    # Until it serves, an interrupt ends the process: asyncio would wait for the thread that downloads or loads, and
+    # there is nothing to put in order. A shell that started it with SIGINT ignored keeps it so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return asyncio.run(serve(config, open_service))
 
 
 async def _started(config: Config, open_service: OpenService) -> InferenceServer:

@@ -36,6 +36,10 @@ def run(name: str) -> None:
     if behaviour == "misconfigured":
         sys.stderr.write(f'{{"event": "the {name} is misconfigured", "level": "error", "key": 1}}\n')
         sys.exit(2)
+    if behaviour == "downloading":
+        sys.stderr.write('{"event": "downloading", "name": "org/name", "percent": 40, "size": "2.0 GiB"}\n')
+        sys.stderr.flush()
+        time.sleep(0.5)
     stop = threading.Event()
 
     def asked_to_end(number: int, frame: FrameType | None) -> None:

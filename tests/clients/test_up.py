@@ -48,7 +48,9 @@ def start(tmp_path: Path, events: Path) -> Iterator[Start]:
     def start(*words: str, behaviour: str = "") -> subprocess.Popen[str]:
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(tmp_path / "fakes"), str(REPOSITORY)]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(tmp_path / "fakes"), *(str(REPOSITORY / root) for root in (".", "clients", "protos"))]
+            ),
             "FAKE_EVENTS": str(events),
             "FAKE_BEHAVIOUR": behaviour,
         }
@@ -138,6 +140,15 @@ def test_people_see_addresses_model_and_what_to_try_next(start: Start, tmp_path:
     process.send_signal(signal.SIGTERM)
     assert "draining" in process.communicate()[1]
     assert process.returncode == 0
+
+
+def test_people_see_how_far_a_download_is(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    process = start(behaviour="inference:downloading")
+    assert process.stdout is not None
+    assert "ready" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert "downloading 40% of 2.0 GiB" in process.communicate()[1]
 
 
 def test_ordering_files_are_imported_before_the_inference_service_starts(
@@ -277,6 +288,10 @@ def test_log_lines_are_readable_whatever_their_form(line: str, expected: str) ->
     ("line", "expected"),
     [
         ('{"event": "loading weights", "percent": 40, "bytes": 4, "total_bytes": 10}', "loading weights 40%"),
+        (
+            '{"event": "downloading", "percent": 7, "size": "2.0 GiB", "left": "9 s"}',
+            "downloading 7% of 2.0 GiB, 9 s left",
+        ),
         ('{"event": "model loaded", "model": "m"}', None),
         ('{"percent": 40}', None),
         ("40%", None),

@@ -97,7 +97,11 @@ def readable(line: str) -> str:
 def progress_in(line: str) -> str | None:
     """What a log line says of something that takes long, `loading weights 40%`; None if it says nothing of that."""
     entry = _entry(line)
-    return None if entry is None or "percent" not in entry else f"{entry['event']} {entry['percent']}%"
+    if entry is None or "percent" not in entry:
+        return None
+    size = f" of {entry['size']}" if "size" in entry else ""
+    left = f", {entry['left']} left" if "left" in entry else ""
+    return f"{entry['event']} {entry['percent']}%{size}{left}"
 
 
 def _entry(line: str) -> dict[str, object] | None:

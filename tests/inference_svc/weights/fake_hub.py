@@ -63,6 +63,9 @@ class FakeHub:
     knows_ranges: bool = True
     cuts: list[int] = field(default_factory=list)  # the next answers of the storage end after so many bytes
     cut_by_reset: bool = False
+    stall_after: int | None = None  # larger answers of the storage stop after so many bytes, and never go on
+    stalled: threading.Event = field(default_factory=threading.Event)  # one has
+    ended: threading.Event = field(default_factory=threading.Event)
     link_uses: int | None = None  # a link to the storage runs out after so many requests
     corrupt: set[str] = field(default_factory=set)  # files of which the storage sends other bytes at the end
     moves: list[tuple[str, str, Files]] = field(default_factory=list)  # made after the next request for a listing
@@ -212,6 +215,7 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
     with ExitStack() as servers:
         hub.url = servers.enter_context(_listening(hub, is_storage=False))
         hub.storage_url = servers.enter_context(_listening(hub, is_storage=True))
+        servers.callback(hub.ended.set)
         yield hub
 
 
@@ -235,6 +239,11 @@ def _listening(hub: FakeHub, *, is_storage: bool) -> Iterator[str]:
                 self.send_header(key, value)
             self.end_headers()
             if self.command == "GET":
+                if is_storage and hub.stall_after is not None and len(answer.body) > hub.stall_after:
+                    self.wfile.write(answer.body[: hub.stall_after])
+                    hub.stalled.set()
+                    hub.ended.wait()
+                    return
                 self.wfile.write(answer.body[: answer.cut])
             if answer.cut is not None:
                 self.wfile.flush()
