@@ -163,7 +163,7 @@ class Engine:
         room = self.context_length - num_prompt
         lease = self._registry.lease(request.selection)
         try:
-            mixture = request.xlora.applied_to(lease.mixture)
+            mixture = request.mixture_of(lease.mixture, lease.applied)
         except InvalidRequest:
             lease.release()
             raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,17 +84,13 @@ class XLoraOptions:
     overrides: XLoraOverrides = field(default_factory=XLoraOverrides)
 
     def applied_to(self, mixture: Mixture) -> Mixture:
-        """The mixture as the request wants it.
+        """The mixture as the request wants it; one without an X-LoRA stays as it is.
 
         Raises:
-            InvalidRequest: there is no X-LoRA, or it cannot do that.
+            InvalidRequest: the X-LoRA cannot do that.
         """
         xlora = mixture.xlora
         if xlora is None:
-            if self != XLoraOptions():
-                raise InvalidRequest(
-                    "xlora", "options of an X-LoRA, but the request runs without one: select an X-LoRA"
-                )
             return mixture
         top_k, config = self.overrides.top_k_lora, xlora.classifier.config
         if top_k is not None and top_k > len(xlora.bank.experts):
@@ -153,6 +151,33 @@ class GenerationRequest:
     stopping: Stopping = field(default_factory=Stopping)
     response: ResponseOptions = field(default_factory=ResponseOptions)
     xlora: XLoraOptions = field(default_factory=XLoraOptions)
+
+    def mixture_of(self, mixture: Mixture, applied: Sequence[AppliedAdapter]) -> Mixture:
+        """What the selection stands for, with the changes that the request makes.
+
+        Args:
+            mixture: what the selection stands for.
+            applied: the same by name.
+
+        Raises:
+            InvalidRequest: it asks for what only an X-LoRA has, and there is none, or not one that can do it.
+        """
+        if mixture.xlora is None:
+            if self.xlora != XLoraOptions():
+                self._refuse_without_xlora("xlora", "options of an X-LoRA", applied)
+            if self.response.scalings is not ScalingsDetail.NONE:
+                self._refuse_without_xlora("response.scalings", "scalings of an X-LoRA are asked for", applied)
+        return self.xlora.applied_to(mixture)
+
+    def _refuse_without_xlora(self, field: str, what: str, applied: Sequence[AppliedAdapter]) -> NoReturn:
+        names = ", ".join(f"`{adapter.name}`" for adapter in applied)
+        runs = f"the LoRA{'s' if len(applied) > 1 else ''} {names}" if applied else "the base model"
+        default = ", which is the active default" if isinstance(self.selection, ActiveSelection) else ""
+        raise InvalidRequest(
+            field,
+            f"{what}, but the request runs with {runs}{default}: select an X-LoRA in `adapters`, or do not set {field}",
+            adapters=",".join(adapter.name for adapter in applied),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,17 @@ from rich.table import Table
 from rich.text import Text
 
 from loramux.cli.plot import save_plot
-from loramux.client import BASE, AdapterChoice, AdapterKind, AsyncClient, Client, Generation, Message, XLoRA
+from loramux.client import (
+    BASE,
+    AdapterChoice,
+    AdapterKind,
+    AsyncClient,
+    Client,
+    GenerateOptions,
+    Generation,
+    Message,
+    XLoRA,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,13 +116,11 @@ async def answer_everything(address: str, output: Path, console: Console) -> Non
         with Live(console=console, refresh_per_second=8, auto_refresh=console.is_terminal) as live:
 
             async def run(answer: Answer) -> None:
-                stream = loramux.stream(
-                    chat(answer.prompt),
-                    adapters=CHOICES[answer.choice],
-                    temperature=0.0,
-                    max_tokens=MAX_TOKENS,
-                    scalings="full",
-                )
+                choice = CHOICES[answer.choice]
+                options = GenerateOptions(temperature=0.0, max_tokens=MAX_TOKENS)
+                if isinstance(choice, XLoRA):
+                    options["scalings"] = "full"
+                stream = loramux.stream(chat(answer.prompt), adapters=choice, **options)
                 async for piece in stream:
                     answer.text += piece.text
                     live.update(tables(answers))

@@ -176,7 +176,7 @@ def test_a_frozen_answer_repeats_its_scalings_and_half_precision_is_close(client
     ("adapters", "options", "said"),
     [
         (XLoRA("mixture"), XLoRAOptions(top_k_lora=5), "5 adapters of 4"),
-        (BASE, XLoRAOptions(FrozenAfter(1)), "runs without one"),
+        (BASE, XLoRAOptions(FrozenAfter(1)), "runs with the base model"),
     ],
 )
 def test_options_of_a_mixture_that_do_not_fit_are_refused(

@@ -124,14 +124,15 @@ def request(
     temperature: float = 0.0,
     reports: bool = False,
 ) -> GenerationRequest:
-    """A request of a fixed seed; `reports`: with scalings and with log probabilities, of the prompt too."""
+    """A request of a fixed seed; `reports`: with log probabilities, of the prompt too, and the scalings there are."""
+    scalings = ScalingsDetail.FULL if isinstance(kind.selection, XLoraSelection) else ScalingsDetail.NONE
     return GenerationRequest(
         "r",
         tuple(prompt),
         kind.selection,
         Sampling(temperature=temperature, seed=11 if temperature else None),
         Stopping(max_tokens=new, ignore_eos=True),
-        ResponseOptions(2, 1, ScalingsDetail.FULL) if reports else ResponseOptions(logprobs=1),
+        ResponseOptions(2, 1, scalings) if reports else ResponseOptions(logprobs=1),
         kind.xlora,
     )
 

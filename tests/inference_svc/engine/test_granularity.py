@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,16 @@ from torch import Tensor
 
 from inference_svc.adapters.classifier import XLoraOverrides
 from inference_svc.adapters.registry import AdapterRegistry
-from inference_svc.adapters.selection import BaseSelection, LoraSelection, Selection, XLoraSelection
+from inference_svc.adapters.selection import ActiveSelection, BaseSelection, LoraSelection, Selection, XLoraSelection
 from inference_svc.engine.engine import BLOCK_SIZE, Engine, EngineConfig
-from inference_svc.engine.request import GenerationRequest, Output, ScalingsChunk, XLoraOptions
+from inference_svc.engine.request import (
+    GenerationRequest,
+    Output,
+    ResponseOptions,
+    ScalingsChunk,
+    ScalingsDetail,
+    XLoraOptions,
+)
 from inference_svc.errors import InvalidRequest
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AdapterRows, AttentionSegment, ForwardBatch
@@ -228,19 +236,23 @@ def test_skipped_positions_are_caught_up_in_one_scaling_pass(base: BaseModel, re
     assert rows == [3, 3, 1, 1, 1, 4, 1, 1, 1, 1, 4, 1]
 
 
+SCALINGS = ResponseOptions(scalings=ScalingsDetail.MEAN)
+
+
 @pytest.mark.parametrize(
-    ("kind", "options", "field", "said"),
+    ("selection", "changes", "field", "said"),
     [
-        ("base", XLoraOptions(FrozenAfter(1)), "xlora", "runs without one"),
-        ("lora", XLoraOptions(None, XLoraOverrides(top_k_lora=1)), "xlora", "runs without one"),
-        ("mixture", XLoraOptions(None, XLoraOverrides(top_k_lora=4)), "xlora.top_k_lora", "4 adapters of 3"),
+        (BaseSelection(), {"xlora": XLoraOptions(FrozenAfter(1))}, "xlora", "runs with the base model: select"),
+        (LoraSelection({"red": 1.0}), {"xlora": XLoraOptions(None, XLoraOverrides(1))}, "xlora", "the LoRA `red`: s"),
+        (XLoraSelection("mixture"), {"xlora": XLoraOptions(None, XLoraOverrides(4))}, "xlora.top_k_lora", "4 adapters"),
+        (LoraSelection({"red": 1.0, "blue": 0.0}), {"response": SCALINGS}, "response.scalings", "LoRAs `red`, `blue`:"),
+        (ActiveSelection(), {"response": SCALINGS}, "response.scalings", "base model, which is the active default: s"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_before_the_first_token(
-    base: BaseModel, registry: AdapterRegistry, kind: str, options: XLoraOptions, field: str, said: str
+def test_what_only_an_xlora_can_do_is_refused_without_one_before_the_first_token(
+    base: BaseModel, registry: AdapterRegistry, selection: Selection, changes: dict[str, Any], field: str, said: str
 ) -> None:
-    kinds: dict[str, Selection] = {"base": BaseSelection(), "lora": LoraSelection({"red": 1.0})}
-    what = dataclasses.replace(request(Kind(kinds.get(kind, XLoraSelection(kind))), (1, 2)), xlora=options)
+    what = dataclasses.replace(request(Kind(selection), (1, 2)), **changes)
     engine = Engine(base, registry, EngineConfig())
     engine.start()
     with pytest.raises(InvalidRequest, match=said) as caught:

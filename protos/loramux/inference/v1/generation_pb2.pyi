@@ -478,7 +478,8 @@ class ResponseOptions(_message.Message):
     """The same for each prompt token after the first. Not set: none."""
     scalings: Global___ScalingsDetail.ValueType
     """X-LoRA scalings, of the prompt and of each new token, as they are applied: after softmax and top-k, before
-    global_scaling_weight. None for a request that runs without an X-LoRA.
+    global_scaling_weight. INVALID_ARGUMENT for a request that runs without an X-LoRA, whether it says so or the active
+    default is none.
     """
     scalings_type: Global___ScalingsType.ValueType
     """How they are encoded."""
@@ -542,7 +543,7 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def xlora(self) -> Global___XLoraOptions:
-        """Changes of the X-LoRA mixture that it runs with."""
+        """Changes of the X-LoRA mixture that it runs with; INVALID_ARGUMENT if it runs without one."""
 
     def __init__(
         self,
