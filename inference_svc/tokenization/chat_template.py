@@ -92,6 +92,21 @@ class ChatTemplate:
         return answer["text"]
 
 
+class NoChatTemplate:
+    """In place of a template where a model has none: refuses every conversation."""
+
+    def __init__(self, reason: str = "The model has no chat template.") -> None:
+        self._reason = reason
+
+    def render(self, _turns: Sequence[ChatTurn]) -> str:
+        """Refuse.
+
+        Raises:
+            ChatTemplateError: always.
+        """
+        raise ChatTemplateError(f"{self._reason} Give the prompt as text or token ids.")
+
+
 class _WorkerLostError(Exception):
     """The process is gone."""
 

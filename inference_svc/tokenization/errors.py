@@ -1,7 +1,8 @@
 """What can be wrong with a tokenizer, or with what it is given.
 
 TokenizationError
-├── UnsupportedTokenizer   the model file describes a tokenizer of a kind that is not supported
+├── UnsupportedTokenizer   the model's files describe a tokenizer of a kind that is not supported
+├── WrongVocabularySize    the tokenizer is not that of the model
 ├── ChatTemplateError      the conversation cannot be rendered: the template refuses it, breaks or runs too long
 ├── InvalidTokenId         no such token
 └── InvalidText            text that is not Unicode
@@ -19,7 +20,19 @@ class TokenizationError(Exception):
 
 
 class UnsupportedTokenizer(TokenizationError):
-    """The model file describes a tokenizer of a kind that is not supported."""
+    """The model's files describe a tokenizer of a kind that is not supported."""
+
+
+class WrongVocabularySize(TokenizationError):
+    """The tokenizer is not that of the model: it has more tokens than the model knows, or far fewer."""
+
+    def __init__(self, source: str, num_tokens: int, vocab_size: int) -> None:
+        super().__init__(
+            f"The tokenizer of {source} has {num_tokens} tokens, and the model's vocabulary {vocab_size}: they do not "
+            "belong together. Use the tokenizer files that came with the model."
+        )
+        self.num_tokens = num_tokens
+        self.vocab_size = vocab_size
 
 
 class ChatTemplateError(TokenizationError):

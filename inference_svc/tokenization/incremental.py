@@ -17,6 +17,10 @@ class TokenBytes(Protocol):
     def is_special(self, token_id: int) -> bool:
         """A control token, such as the end of text."""
 
+    @property
+    def strips_leading_space(self) -> bool:
+        """A space at the very beginning of a text was put there by the tokenizer, and is left out of texts."""
+
 
 class IncrementalDetokenizer:
     """Pieces of text whose concatenation is what the tokenizer decodes from all ids at once.
@@ -25,10 +29,20 @@ class IncrementalDetokenizer:
     become a character give U+FFFD, as in the tokenizer.
     """
 
-    def __init__(self, tokenizer: TokenBytes, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: TokenBytes, skip_special_tokens: bool = True, *, continues_text: bool = False
+    ) -> None:
+        """Begin.
+
+        Args:
+            tokenizer: whose ids they are.
+            skip_special_tokens: leave control tokens out of the text.
+            continues_text: the ids go on from a text that came before, so a space in front is a space.
+        """
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strips_space = tokenizer.strips_leading_space and not continues_text
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The text that these ids complete.
@@ -42,7 +56,11 @@ class IncrementalDetokenizer:
             for token_id in token_ids
             if not (self._skip_special_tokens and tokenizer.is_special(token_id))
         ]
-        return self._decoder.decode(b"".join(pieces))
+        data = b"".join(pieces)
+        if data and self._strips_space:
+            data = data.removeprefix(b" ")
+            self._strips_space = False
+        return self._decoder.decode(data)
 
     def finish(self) -> str:
         """What was held back: U+FFFD if a character stayed incomplete."""

@@ -7,9 +7,21 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from inference_svc.tokenization.byte_alphabet import BYTE_OF_CHARACTER
-from inference_svc.tokenization.chat_template import ChatTemplate, ChatTurn
-from inference_svc.tokenization.errors import ChatTemplateError, InvalidText, InvalidTokenId
+from inference_svc.tokenization.chat_template import ChatTemplate, ChatTurn, NoChatTemplate
+from inference_svc.tokenization.errors import InvalidText, InvalidTokenId, WrongVocabularySize
+from inference_svc.tokenization.incremental import IncrementalDetokenizer
+from inference_svc.tokenization.token_text import TokenText
+
+# Models round their vocabulary up, by 2.3 % at most among those known (DeepSeek-V2: 100,002 tokens, 102,400 rows).
+MIN_SHARE_OF_TOKENS = 0.9
+# Many files name no token but the end of a text, and say by the template only how a turn ends. Added tokens of these
+# texts end an answer too (llama.cpp keeps such a list, `special_eog_ids`).
+END_TEXTS = frozenset(
+    {
+        *("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>"),
+        *("<EOT>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +37,37 @@ class SpecialTokens:
     """Token ids with a meaning, as far as the model has them."""
 
     bos_token_id: int | None
-    eos_token_id: int | None  # what follows a text in training
     eos_token_ids: frozenset[int]  # any of them ends an answer
     control_token_ids: frozenset[int]  # left out of text for people
-    adds_bos: bool
-    adds_eos: bool
+    before: tuple[int, ...]  # what the model wants before a text
+    after: tuple[int, ...]  # and after it
 
 
 class ModelTokenizer:
-    """Byte-level BPE with the model's special tokens and chat template. Safe to use from several threads."""
+    """A tokenizer with the model's special tokens and chat template. Safe to use from several threads."""
 
-    def __init__(self, backend: Tokenizer, special: SpecialTokens, chat_template: ChatTemplate | None) -> None:
+    def __init__(
+        self,
+        backend: Tokenizer,
+        text: TokenText,
+        special: SpecialTokens,
+        chat_template: ChatTemplate | NoChatTemplate,
+        vocab_size: int | None = None,
+    ) -> None:
         """Wrap a tokenizer.
 
         Args:
-            backend: a byte-level BPE tokenizer, special tokens added.
+            backend: encodes; special tokens added.
+            text: what its tokens stand for.
             special: which ids mean what.
-            chat_template: None if the model has none; conversations are refused then.
+            chat_template: makes conversations text, or refuses them.
+            vocab_size: number of ids that the model knows, if more than there are tokens; the rest stand for nothing.
         """
         self._backend = backend
+        self._text = text
         self._special = special
         self._chat_template = chat_template
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.vocab_size: int = vocab_size or backend.get_vocab_size(with_added_tokens=True)
         self._bytes_of: dict[int, bytes] = {}  # of tokens that were asked for
 
     @property
@@ -58,6 +79,11 @@ class ModelTokenizer:
     def eos_token_ids(self) -> frozenset[int]:
         """The tokens that end an answer."""
         return self._special.eos_token_ids
+
+    @property
+    def strips_leading_space(self) -> bool:
+        """A space at the very beginning of a text was put there by the tokenizer, and is left out of texts."""
+        return self._text.strips_leading_space
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text to ids; text that looks like a special token becomes that token, as in transformers.
@@ -73,12 +99,7 @@ class ModelTokenizer:
             ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidText("The text is not valid Unicode: it holds a lone surrogate.") from error
-        special = self._special
-        if not add_special_tokens:
-            return ids
-        before = [special.bos_token_id] if special.adds_bos and special.bos_token_id is not None else []
-        after = [special.eos_token_id] if special.adds_eos and special.eos_token_id is not None else []
-        return [*before, *ids, *after]
+        return [*self._special.before, *ids, *self._special.after] if add_special_tokens else ids
 
     def render_chat(self, turns: Sequence[ChatTurn]) -> str:
         """A conversation as text, ending where the assistant's answer begins.
@@ -86,8 +107,6 @@ class ModelTokenizer:
         Raises:
             ChatTemplateError: the model has no template, or it refuses the conversation.
         """
-        if self._chat_template is None:
-            raise ChatTemplateError("The model file has no chat template: give the prompt as text or token ids.")
         return self._chat_template.render(turns)
 
     def encode_chat(self, turns: Sequence[ChatTurn]) -> list[int]:
@@ -108,13 +127,11 @@ class ModelTokenizer:
         Raises:
             InvalidTokenId: no such token.
         """
-        for token_id in token_ids:
-            self._check(token_id)
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        return text
+        detokenizer = IncrementalDetokenizer(self, skip_special_tokens)
+        return detokenizer.push(token_ids) + detokenizer.finish()
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for: part of a character, one, or several.
+        """The bytes that a token stands for: part of a character, one, several, or none.
 
         Raises:
             InvalidTokenId: no such token.
@@ -125,18 +142,26 @@ class ModelTokenizer:
         return known
 
     def _look_up(self, token_id: int) -> bytes:
-        self._check(token_id)
+        if not 0 <= token_id < self.vocab_size:
+            raise InvalidTokenId(token_id, self.vocab_size)
         token = self._backend.id_to_token(token_id)
-        assert token is not None, token_id
-        try:
-            return bytes([BYTE_OF_CHARACTER[character] for character in token])
-        except KeyError:
-            return token.encode()  # a special token with characters outside of the alphabet
+        return b"" if token is None else self._text.token_bytes(token)
 
     def is_special(self, token_id: int) -> bool:
         """A control token, such as the end of text."""
         return token_id in self._special.control_token_ids
 
-    def _check(self, token_id: int) -> None:
-        if not 0 <= token_id < self.vocab_size:
-            raise InvalidTokenId(token_id, self.vocab_size)
+
+def check_vocab_size(source: str, num_tokens: int, vocab_size: int | None) -> None:
+    """Compare a tokenizer with the model that it is to serve.
+
+    Args:
+        source: where the tokenizer is from.
+        num_tokens: how many ids it can produce.
+        vocab_size: how many the model knows; None: not known, all is well.
+
+    Raises:
+        WrongVocabularySize: the model knows fewer ids, or so many more that it is another tokenizer's.
+    """
+    if vocab_size is not None and not MIN_SHARE_OF_TOKENS * vocab_size <= num_tokens <= vocab_size:
+        raise WrongVocabularySize(source, num_tokens, vocab_size)

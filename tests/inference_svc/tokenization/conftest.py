@@ -54,3 +54,22 @@ def shared_small() -> ModelTokenizer:
     characters = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
     tokens = [*(characters[byte] for byte in range(256)), "he", "Ġhe", "<s>", "</s>", "<think>"]
     return tokenizer_from_gguf(gguf_of(_metadata(tokens)))
+
+
+@pytest.fixture
+def pieces_metadata() -> dict[str, MetadataValue]:
+    """Kind `llama`: 3 control tokens, 256 bytes, single letters, `▁he`, and a user-defined token."""
+    letters = ["\u2581", "h", "e", "l", "o", "he", "\u2581he", "ll"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *bytes_, *letters, "<think>"],
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * len(letters), 4],
+        "tokenizer.ggml.scores": [0.0] * 259 + [-10.0, -11.0, -12.0, -13.0, -14.0, -1.0, -2.0, -3.0] + [-1000.0],
+    }
+
+
+@pytest.fixture
+def pieces(pieces_metadata: dict[str, MetadataValue]) -> ModelTokenizer:
+    """The tokenizer of pieces_metadata."""
+    return tokenizer_from_gguf(gguf_of(pieces_metadata))

@@ -1,0 +1,28 @@
+"""The tokenizer of a model, whatever its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inference_svc.tokenization.folder_tokenizer import tokenizer_from_folder
+from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
+from inference_svc.tokenization.tokenizer import ModelTokenizer
+from inference_svc.weights.gguf import GgufFile
+
+
+def tokenizer_of(source: GgufFile | Path, vocab_size: int) -> ModelTokenizer:
+    """Build the tokenizer of a GGUF file or of a Hugging Face folder.
+
+    Args:
+        source: the opened file, or the folder.
+        vocab_size: number of ids that the model knows: rows of its embedding.
+
+    Raises:
+        FileMissing: the folder has no tokenizer.json.
+        MalformedFile: a file is not what it says it is, or contradicts another.
+        UnsupportedTokenizer: the tokenizer is of a kind that is not supported.
+        WrongVocabularySize: the model knows fewer ids than there are tokens, or many more.
+    """
+    if isinstance(source, Path):
+        return tokenizer_from_folder(source, vocab_size)
+    return tokenizer_from_gguf(source, vocab_size)
