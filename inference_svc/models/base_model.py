@@ -19,10 +19,9 @@ from inference_svc.models.config import ModelConfig
 from inference_svc.models.decoder import Decoder
 from inference_svc.models.definition import ModelDefinition
 from inference_svc.models.loading import check_tensors, load_checkpoint, read_config
-from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
+from inference_svc.tokenization.source import tokenizer_of
 from inference_svc.tokenization.tokenizer import ModelTokenizer
 from inference_svc.weights.errors import UnsupportedFile
-from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.in_situ import FLOAT_TYPES, Scheme
 from inference_svc.weights.loader import Observer, WeightLoader
 from inference_svc.weights.locate import locate_model
@@ -82,10 +81,9 @@ class OpenedModel:
 
         Raises:
             WeightsError: a file cannot be read, or has changed.
-            TokenizationError: the tokenizer is of a kind that is not supported.
+            TokenizationError: the tokenizer is of a kind that is not supported, or another model's.
         """
-        assert isinstance(self.source, GgufFile)  # check_loadable lets no other pass
-        tokenizer = tokenizer_from_gguf(self.source)
+        tokenizer = tokenizer_of(self.source, self.config.vocab_size)
         checkpoint = load_checkpoint(self.loader)
         return BaseModel(
             EagerExecutor(define(checkpoint), self.kernels.kernels, self.dtype),

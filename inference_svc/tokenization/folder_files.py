@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from tokenizers import AddedToken
 
 from inference_svc.tokenization.errors import UnsupportedTokenizer
 from inference_svc.weights.errors import FileMissing, MalformedFile
+from inference_svc.weights.json_object import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -147,16 +147,7 @@ def _templates_of_config(folder: Path, value: object) -> dict[str, str]:
 
 
 def _object(path: Path) -> dict[str, object]:
-    text = _text(path)
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MalformedFile(str(path), f"is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise MalformedFile(str(path), "is not a JSON object")
-    return value
+    return read_json_object(path) if path.exists() else {}
 
 
 def _text(path: Path) -> str | None:

@@ -15,8 +15,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers, processors
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
+from inference_svc.tokenization.folder_tokenizer import tokenizer_from_folder
+from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
 from inference_svc.tokenization.incremental import IncrementalDetokenizer
-from inference_svc.tokenization.source import tokenizer_of
 from inference_svc.tokenization.tokenizer import ModelTokenizer
 from tests.parity.tokenizer_originals import (
     byte_level,
@@ -68,7 +69,7 @@ ORIGINALS = {
 @pytest.mark.parametrize("pre", ORIGINALS)
 def test_ids_and_texts_of_a_byte_level_family_are_those_of_the_original(pre: str) -> None:
     original = ORIGINALS[pre]()
-    ours = tokenizer_of(gguf_of(byte_level_metadata(original, pre)), original.get_vocab_size())
+    ours = tokenizer_from_gguf(gguf_of(byte_level_metadata(original, pre)), original.get_vocab_size())
     strings = varied_strings()
     assert len(set(strings)) >= 0.9 * NUM_STRINGS
     for text, expected in zip(strings, original.encode_batch(strings), strict=True):
@@ -109,14 +110,14 @@ def flags(added: Sequence[AddedToken]) -> dict[str, bool]:
 def gemma_of_gguf() -> ModelTokenizer:
     original = sentence_piece("gemma")
     added = flags(GEMMA_ADDED) | dict.fromkeys(GEMMA_SPACES, False)
-    return tokenizer_of(
+    return tokenizer_from_gguf(
         gguf_of(sentence_piece_metadata(original, added, add_space_prefix=False)), original.vocab_size()
     )
 
 
 def llama_of_gguf(family: str = "llama", **keys: bool) -> ModelTokenizer:
     original = sentence_piece(family)
-    return tokenizer_of(gguf_of(sentence_piece_metadata(original, {}, **keys)), original.vocab_size())
+    return tokenizer_from_gguf(gguf_of(sentence_piece_metadata(original, {}, **keys)), original.vocab_size())
 
 
 @pytest.mark.parametrize("family", ["llama", "spaces", "gemma"])
@@ -144,7 +145,7 @@ def test_ids_and_texts_of_a_sentence_piece_family_are_those_of_its_tokenizer_jso
         ours = gemma_of_gguf()
     else:
         metadata = sentence_piece_metadata(original, flags(added)) | {"general.architecture": family}
-        ours = tokenizer_of(gguf_of(metadata), converted.get_vocab_size())
+        ours = tokenizer_from_gguf(gguf_of(metadata), converted.get_vocab_size())
     strings = varied_strings(without=["▁"] if family == "gemma" else [])
     assert len(strings) == NUM_STRINGS
     for text, expected in zip(strings, converted.encode_batch(strings, add_special_tokens=False), strict=True):
@@ -174,7 +175,7 @@ def test_ids_and_texts_of_a_folder_are_those_of_transformers(family: str, tmp_pa
         original.post_processor = processors.Sequence([byte_level, added]) if family == "llama-bpe" else added
     PreTrainedTokenizerFast(tokenizer_object=original, bos_token=bos, eos_token=eos).save_pretrained(tmp_path)
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    ours = tokenizer_of(tmp_path, len(theirs))
+    ours = tokenizer_from_folder(tmp_path, len(theirs))
     assert ours.bos_token_id == bos_id
     assert theirs.eos_token_id in ours.eos_token_ids
     strings = varied_strings()[:3_000]
