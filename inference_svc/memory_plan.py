@@ -19,7 +19,13 @@ def room_for_adapters(config: Config, opened: OpenedModel) -> int:
         NotEnoughMemory: weights, cache and what is configured for adapters do not fit together.
     """
     # One block is multiplied: what torch cannot count to is still an amount.
-    block = make_cache(opened.config, BLOCK_SIZE, opened.dtype, torch.device("meta"))
+    block = make_cache(
+        opened.config,
+        BLOCK_SIZE,
+        opened.kernels.cache_dtype,
+        torch.device("meta"),
+        hidden_dtype=opened.kernels.dtype,
+    )
     cache_bytes = num_blocks(config.kv_cache_tokens) * block.nbytes
     needs = opened.memory_needs() | {f"a KV cache of {config.kv_cache_tokens} tokens": cache_bytes}
     if config.max_adapter_bytes is not None:

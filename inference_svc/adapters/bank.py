@@ -30,7 +30,7 @@ class LinearDelta:
         return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class AdapterBank:
     """The deltas of one or more adapters, by full module path (`model.layers.0.self_attn.q_proj`)."""
 

@@ -62,7 +62,9 @@ def num_blocks(tokens: int) -> int:
     return max(1, tokens // BLOCK_SIZE)
 
 
-def make_cache(config: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device) -> KVCache:
+def make_cache(
+    config: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device, *, hidden_dtype: torch.dtype
+) -> KVCache:
     """Room for keys, values and hidden states of so many tokens; on the device `meta` it takes none."""
     return KVCache(
         config.num_layers,
@@ -72,6 +74,7 @@ def make_cache(config: ModelConfig, tokens: int, dtype: torch.dtype, device: tor
         config.head_dim,
         config.hidden_size,
         dtype=dtype,
+        hidden_dtype=hidden_dtype,
         device=device,
     )
 
@@ -88,7 +91,13 @@ class Engine:
             max_running=config.max_running,
             max_batch_tokens=max(config.max_batch_tokens, config.max_running),
         )
-        cache = make_cache(base.config, config.kv_cache_tokens, base.executor.dtype, base.device)
+        cache = make_cache(
+            base.config,
+            config.kv_cache_tokens,
+            base.executor.cache_dtype,
+            base.device,
+            hidden_dtype=base.executor.dtype,
+        )
         self._runner = ModelRunner(base.executor, cache, base.device)
         self._tokenizer = base.tokenizer
         self._switch_length = base.config.rope.switch_length

@@ -24,22 +24,25 @@ class KVCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        hidden_dtype: torch.dtype | None = None,
     ) -> None:
+        """`hidden_dtype` is that of the hidden states; None: `dtype`, that of keys and values."""
         # Zeros, not garbage: a slot that is masked out still takes part in a product, and 0 * NaN is NaN.
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_dim)
         self.block_size = block_size
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
-        self._hidden = torch.zeros((num_blocks * block_size, hidden_size), dtype=dtype, device=device)
+        self._hidden = torch.zeros((num_blocks * block_size, hidden_size), dtype=hidden_dtype or dtype, device=device)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
         return sum(t.numel() * t.element_size() for t in (self._keys, self._values, self._hidden))
 
-    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values in place, [num_blocks, block_size, num_kv_heads, head_dim] each."""
-        return self._keys[layer], self._values[layer]
+    @property
+    def storage(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all layers in place, for an executor that orders the inside of a block its own way."""
+        return self._keys, self._values
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store keys and values [num_tokens, num_kv_heads, head_dim] at slots int64 [num_tokens]."""

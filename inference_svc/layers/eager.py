@@ -22,6 +22,7 @@ class EagerExecutor:
         self.model = model
         self.kernels = kernels
         self.dtype = dtype
+        self.cache_dtype = dtype
 
     @property
     def name(self) -> str:

@@ -29,6 +29,11 @@ class Executor(Protocol):
         """Of hidden states and scalings."""
         ...
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values in the cache."""
+        ...
+
     def hidden_states(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """Hidden states after the final norm [num_tokens, hidden_size]; writes keys and values to the cache."""
         ...

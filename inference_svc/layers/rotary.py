@@ -84,16 +84,16 @@ class RotaryTable:
     """
 
     def __init__(self, rope: RopeConfig, context_length: int, *, device: torch.device) -> None:
-        self._cos, self._sin = (table.to(device) for table in _tables(rope, context_length))
+        self.cosines, self.sines = (table.to(device) for table in _tables(rope, context_length))
 
     @property
     def dim(self) -> int:
         """How many dimensions of a head it rotates."""
-        return 2 * self._cos.shape[1]
+        return 2 * self.cosines.shape[1]
 
     def at(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin [num_tokens, dim / 2] at rows int64 [num_tokens]."""
-        return self._cos.index_select(0, rows).to(dtype), self._sin.index_select(0, rows).to(dtype)
+        return self.cosines.index_select(0, rows).to(dtype), self.sines.index_select(0, rows).to(dtype)
 
 
 def _tables(rope: RopeConfig, context_length: int) -> tuple[Tensor, Tensor]:

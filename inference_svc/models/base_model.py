@@ -11,7 +11,6 @@ import torch
 
 from inference_svc.adapters.base_model import BaseModelShape
 from inference_svc.kernels.choice import KernelChoice, choose_kernels
-from inference_svc.layers.eager import EagerExecutor
 from inference_svc.layers.executor import Executor
 from inference_svc.models.architectures import ARCHITECTURES, linear_shapes
 from inference_svc.models.checkpoint import Checkpoint
@@ -58,16 +57,15 @@ class OpenedModel:
     config: ModelConfig
     base_model_id: str  # empty: not known
     device: torch.device
-    dtype: torch.dtype  # of activations, keys and values
     kernels: KernelChoice
 
     def memory_needs(self) -> dict[str, int]:
         """Bytes that loading and running it take, by what they are for; keys, values and adapters apart."""
         entries = self.loader.entries.values()
         needs = {"weights": sum(entry.nbytes for entry in entries)}
-        if self.kernels.kernels.name == "reference":  # it unpacks whole weights
+        if self.kernels.name == "reference":  # it unpacks whole weights
             needs["the largest weight unpacked"] = (
-                max(math.prod(entry.shape) for entry in entries) * self.dtype.itemsize
+                max(math.prod(entry.shape) for entry in entries) * self.kernels.dtype.itemsize
             )
         return needs
 
@@ -85,15 +83,16 @@ class OpenedModel:
         """
         tokenizer = tokenizer_of(self.source, self.config.vocab_size)
         checkpoint = load_checkpoint(self.loader)
+        executor, notice = self.kernels.executor(define(checkpoint))
         return BaseModel(
-            EagerExecutor(define(checkpoint), self.kernels.kernels, self.dtype),
+            executor,
             self.config,
             tokenizer,
-            shape_of(checkpoint, self.base_model_id, self.dtype),
+            shape_of(checkpoint, self.base_model_id, executor.dtype),
             self.device,
             most_common_quantization(checkpoint),
             checkpoint.nbytes,
-            self.kernels.notice,
+            notice,
             self.loader.notice,
         )
 
@@ -115,7 +114,7 @@ def open_base_model(
         reference: what to load.
         base_model_id: what orderings and adapters call it; None: the hub id, or unknown for a file.
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        kernels: `auto`, `reference` or `native`.
+        kernels: one of KERNELS, see kernels/choice.py.
         batch_invariant: no row's arithmetic may depend on the rest of the batch.
         quantize: what float matrices are packed into while they are loaded; None: they stay as they are.
         on_progress: told of the bytes that are loaded.
@@ -126,15 +125,13 @@ def open_base_model(
         InvalidRequest: no such device or kernels here.
     """
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    # The reference for exactness is float32; on CUDA the tensor cores' bfloat16 is the default.
-    dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
     choice = choose_kernels(kernels, target, batch_invariant=batch_invariant)
 
     def opened(source: ModelSource, hub_id: str | None) -> OpenedModel:
         loader = WeightLoader(source, quantize=quantize, device=target, on_progress=on_progress)
         check_loadable(loader)
         name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or hub_id or ""
-        return OpenedModel(source, loader, read_config(loader), name, target, dtype, choice)
+        return OpenedModel(source, loader, read_config(loader), name, target, choice)
 
     def check(source: ModelSource) -> None:
         model = opened(source, None)

@@ -39,7 +39,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
 def needed(opened: OpenedModel, tokens: int) -> int:
     """Weights, the largest of them unpacked, and the cache as the engine makes it."""
     weights = sum(entry.nbytes for entry in opened.source.entries.values())
-    cache = make_cache(opened.config, tokens, torch.float32, torch.device("cpu"))
+    cache = make_cache(
+        opened.config, tokens, opened.kernels.cache_dtype, torch.device("cpu"), hidden_dtype=opened.kernels.dtype
+    )
     return weights + 128 * 64 * 4 + cache.nbytes
 
 

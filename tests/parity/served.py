@@ -16,14 +16,14 @@ from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import Mixture, Selection
 from inference_svc.adapters.xlora import load_xlora
 from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
-from inference_svc.kernels.native import NativeUnavailable
+from inference_svc.kernels.native.library import NativeUnavailable
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.models.base_model import define, shape_of
 from inference_svc.models.loading import load_checkpoint
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 from inference_svc.weights.opening import open_model
-from tests.parity.executors import EXACT, MakeExecutor
+from tests.parity.executors import ALL, EXACT, MakeExecutor
 
 CPU = torch.device("cpu")
 EXPERTS = ("pirate", "json", "verse", "capitals")
@@ -37,6 +37,7 @@ class ServedModel:
         config = checkpoint.config
         self.switch_length = config.rope.switch_length
         self.pool = BlockPool(128, 16)
+        executor = make_executor(define(checkpoint), batch_invariant)
         cache = KVCache(
             config.num_layers,
             128,
@@ -44,10 +45,11 @@ class ServedModel:
             config.num_kv_heads,
             config.head_dim,
             config.hidden_size,
-            dtype=torch.float32,
+            dtype=executor.cache_dtype,
+            hidden_dtype=executor.dtype,
             device=CPU,
         )
-        self.runner = ModelRunner(make_executor(define(checkpoint), batch_invariant), cache, CPU)
+        self.runner = ModelRunner(executor, cache, CPU)
         self.registry = AdapterRegistry(shape_of(checkpoint, ""), AdapterLimits())
 
     def load_demo(self, xlora: Path, order: Seq[str], layers: dict[str, int]) -> None:
@@ -103,9 +105,9 @@ class ServedModel:
 
 
 def serve_on(name: str, gguf: Path, *, batch_invariant: bool = False) -> ServedModel:
-    """A model on an exact executor; skips the test where that cannot be had."""
+    """A model on an executor; skips the test where that cannot be had."""
     try:
-        return ServedModel(gguf, EXACT[name], batch_invariant=batch_invariant)
+        return ServedModel(gguf, ALL[name], batch_invariant=batch_invariant)
     except NativeUnavailable as error:
         pytest.skip(str(error))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference_svc.adapters.selection import BaseSelection, LoraSelection, Selection, XLoraSelection
-from tests.parity.executors import EXACT
+from tests.parity.executors import ALL
 from tests.parity.served import EXPERTS, ServedModel, serve_on
 
 DEMO = Path(__file__).resolve().parents[2] / "orderings" / "demo"
@@ -26,7 +26,7 @@ SELECTIONS: list[Selection] = [
 ]
 
 
-@pytest.fixture(scope="module", params=EXACT)
+@pytest.fixture(scope="module", params=ALL)
 def served(request: pytest.FixtureRequest, smollm2_gguf: Path) -> ServedModel:
     model = serve_on(request.param, smollm2_gguf, batch_invariant=True)
     layers = json.loads((DEMO / "xlora-ordering.json").read_text())["layers"]

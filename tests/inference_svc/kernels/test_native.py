@@ -1,109 +1,237 @@
-"""The native kernels against the reference, and that no row's arithmetic depends on its company."""
+"""The native executor's products and attention against the reference, and that nothing depends on its company."""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 
 import gguf.quants
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from torch import Tensor
 
+from inference_svc.errors import InvalidRequest
 from inference_svc.kernels.choice import choose_kernels
-from inference_svc.kernels.native import NativeKernels, NativeUnavailable
-from inference_svc.kernels.operations import Kernels
+from inference_svc.kernels.native.library import NativeUnavailable
+from inference_svc.kernels.native.program import Library, NativeExecutor
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AttentionSegment, AttentionShape
+from inference_svc.layers.batch import AttentionSegment, AttentionShape, ForwardBatch
+from inference_svc.layers.eager import EagerExecutor
+from inference_svc.layers.forward import Forward, Value
+from inference_svc.layers.linear import Linear
 from inference_svc.weights.quantization import QuantizedTensor
 
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-REFERENCE = ReferenceKernels(batch_invariant=False)
+CPU = torch.device("cpu")
+FLOATS = ("F32", "F16", "BF16")
+CODED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
-def _kernels() -> list[Kernels]:
-    kernels: list[Kernels] = [ReferenceKernels(batch_invariant=True)]
-    # Without a compiler the reference is what runs, and it is tested.
-    with contextlib.suppress(NativeUnavailable):
-        kernels.append(NativeKernels(batch_invariant=True))
-    return kernels
+@pytest.fixture(scope="module")
+def library() -> Library:
+    try:
+        return Library(2, exact=False)
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
 
 
-KERNELS = pytest.mark.parametrize("kernels", _kernels(), ids=lambda k: k.name)
-
-
-def packed(rows: int, columns: int, quantization: str) -> QuantizedTensor:
+def matrix(rows: int, columns: int, quantization: str) -> QuantizedTensor:
+    """Random numbers of size about 1, or random bits with scales of about 0.01 where nobody quantizes the type."""
     kind = GGMLQuantizationType[quantization]
-    values = np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32)
-    data = gguf.quants.quantize(values, kind).view(np.uint8).reshape(rows, -1)
+    generator = np.random.default_rng(rows + columns)
+    if quantization.endswith("_K"):
+        block, size = GGML_QUANT_SIZES[kind]
+        blocks = generator.integers(0, 256, (rows * columns // block, size), dtype=np.uint8)
+        scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[quantization]
+        for at in scales:
+            halves = generator.uniform(0.001, 0.02, len(blocks)).astype(np.float16)
+            blocks[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
+        data = blocks.reshape(rows, -1)
+    else:
+        values = generator.standard_normal((rows, columns), dtype=np.float32)
+        data = gguf.quants.quantize(values, kind).view(np.uint8).reshape(rows, -1)
     return QuantizedTensor(torch.from_numpy(data.copy()), kind, (rows, columns))
 
 
-@KERNELS
-@pytest.mark.parametrize("quantization", TYPES)
-@pytest.mark.parametrize(("num_rows", "columns", "out"), [(1, 64, 5), (3, 96, 16), (17, 576, 192)])
-def test_a_product_over_packed_weights_equals_the_dense_product(
-    kernels: Kernels, quantization: str, num_rows: int, columns: int, out: int
-) -> None:
-    weight = packed(out, columns, quantization)
-    x = torch.randn(num_rows, columns, generator=torch.Generator().manual_seed(1))
-    expected = x.double() @ weight.dequantize().double().T
-    # Float32 sums of 576 products of size about 1: the bound is a hundred roundings of 6e-8 times 24.
-    torch.testing.assert_close(kernels.linear(x, weight).double(), expected, atol=1e-4, rtol=1e-5)
-
-
-@KERNELS
-@pytest.mark.parametrize("in_features", [1, 4, 16, 33, 576])
-def test_a_dense_product_takes_any_width(kernels: Kernels, in_features: int) -> None:
-    x, matrix = torch.randn(5, in_features), torch.randn(7, in_features)
-    torch.testing.assert_close(kernels.dense(x, matrix), x @ matrix.T, atol=1e-4, rtol=1e-5)
-
-
-@KERNELS
-@pytest.mark.parametrize("quantization", ["Q4_1", "Q8_0"])
-def test_a_row_is_the_same_to_the_bit_alone_and_in_any_crowd(kernels: Kernels, quantization: str) -> None:
-    weight = packed(192, 576, quantization)
-    crowd = torch.randn(70, 576)
-    together = kernels.linear(crowd, weight)
-    normed = kernels.rms_norm(crowd, torch.ones(576), 1e-5)
-    for row in range(70):
-        alone = crowd[row : row + 1]
-        assert torch.equal(kernels.linear(alone, weight)[0], together[row])
-        assert torch.equal(kernels.linear(crowd[row // 2 : row + 1], weight)[-1], together[row])
-        assert torch.equal(kernels.rms_norm(alone, torch.ones(576), 1e-5)[0], normed[row])
-
-
-@KERNELS
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (4, 4, 32), (8, 2, 24)])
-def test_attention_over_scattered_blocks_equals_plain_attention(
-    kernels: Kernels, heads: int, kv_heads: int, head_dim: int
-) -> None:
-    length, block_size = 53, 16
-    shape = AttentionShape(heads, kv_heads, head_dim, head_dim**-0.5)
-    cache = KVCache(
-        1, 9, block_size, kv_heads, head_dim, heads * head_dim, dtype=torch.float32, device=torch.device("cpu")
+def product(library: Library, weight: QuantizedTensor, x: Tensor) -> Tensor:
+    packed = library.packed("w", weight)
+    assert packed is not None
+    y = torch.empty(len(x), weight.shape[0])
+    library.code.lx_product(
+        library.pointer,
+        packed,
+        ctypes.c_void_p(x.data_ptr()),
+        ctypes.c_int64(len(x)),
+        ctypes.c_void_p(y.data_ptr()),
     )
-    q, k, v = (torch.randn(length, n, head_dim) for n in (heads, kv_heads, kv_heads))
-    blocks = torch.tensor([7, 2, 5, 0])
-    slots = torch.tensor([int(blocks[p // block_size]) * block_size + p % block_size for p in range(length)])
-    cache.write(0, slots, k, v)
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), is_causal=True, enable_gqa=True
-    ).transpose(0, 1)
-    whole = kernels.attention(q, cache, 0, (AttentionSegment(0, length, 0, blocks),), shape)
-    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
-    # However the prompt is cut: the same bits.
-    for cut in (1, 16, 30, 52):
-        for start, stop in ((0, cut), (cut, length)):
+    return y
+
+
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """Activations as the products see them: whole numbers with a scale for 32 neighbours."""
+    groups = x.double().reshape(len(x), -1, 32)
+    most = (127 << bits) + (1 << (bits - 1)) - 1
+    scale = groups.abs().amax(-1, keepdim=True) / most
+    return (torch.round(groups / scale) * scale).nan_to_num().reshape(x.shape)
+
+
+@pytest.mark.parametrize("quantization", CODED)
+@pytest.mark.parametrize(("num_rows", "columns", "out"), [(1, 256, 5), (3, 256, 16), (7, 512, 40), (17, 768, 192)])
+def test_a_product_with_rounded_activations_is_that_of_the_unpacked_matrix(
+    library: Library, quantization: str, num_rows: int, columns: int, out: int
+) -> None:
+    weight = matrix(out, columns, quantization)
+    x = torch.randn(num_rows, columns, generator=torch.Generator().manual_seed(1))
+    x[0, :32] = 0.0
+    is_four_bits = quantization in ("Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K")
+    dense = weight.dequantize().double()
+    expected = rounded(x, 4 if is_four_bits else 8) @ dense.T
+    # Scales are kept as halves: of K-quants, whose scales are products, they lose up to 2^-11, far less than the
+    # rounding of a code. An activation in the middle between two whole numbers may be rounded to either.
+    size = x.abs().double() @ dense.abs().T
+    assert ((product(library, weight, x).double() - expected).abs() / size).max() < (
+        6e-4 if quantization.endswith("_K") else 2e-4
+    )
+
+
+@pytest.mark.parametrize("quantization", ["Q4_1", "Q4_0", "Q8_0", "Q6_K"])
+def test_a_row_of_a_product_is_the_same_to_the_bit_alone_and_in_any_crowd(library: Library, quantization: str) -> None:
+    weight = matrix(200, 512, quantization)
+    crowd = torch.randn(70, 512)
+    together = product(library, weight, crowd)
+    for row in range(70):
+        assert torch.equal(product(library, weight, crowd[row : row + 1])[0], together[row])
+        assert torch.equal(product(library, weight, crowd[row // 2 : row + 1])[-1], together[row])
+
+
+def test_a_scale_that_no_half_holds_is_multiplied_in_float32(library: Library) -> None:
+    weight = matrix(16, 256, "Q4_K")
+    weight.data[:, 0:2] = torch.tensor([0xFF, 0x7B], dtype=torch.uint8)  # 65504, and its multiples are more
+    assert library.packed("too.large", weight) is None
+    assert "too.large" in library.unpacked
+
+
+class OneLinear:
+    """A model of an embedding and one linear layer."""
+
+    def __init__(self, weight: QuantizedTensor, bias: Tensor | None) -> None:
+        self.config = None
+        self.table = matrix(32, weight.shape[1], "F32")
+        self.linear = Linear("layer", weight, bias)
+
+    def hidden_states(self, run: Forward[Value]) -> Value:
+        return run.linear(run.embed(self.table), self.linear)
+
+    def logits(self, run: Forward[Value], hidden: Value) -> Value:
+        return run.softcap(run.activate("gelu", run.activate("silu", run.activate("gelu_tanh", hidden))), 3.0)
+
+
+class OneAttention:
+    """A model of an embedding, split in three, and one attention, with norms and partial rotation."""
+
+    def __init__(self, shape: AttentionShape) -> None:
+        self.config = None
+        self.shape = shape
+        q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        self.sizes = (q, kv, kv)
+        self.table = matrix(64, q + 2 * kv, "F32")
+        self.weight, self.bias = torch.rand(q) + 0.5, torch.randn(q)
+        self.rotation = _Rotation(shape.head_dim // 4)
+
+    def hidden_states(self, run: Forward[Value]) -> Value:
+        q, k, v = run.split(run.embed(self.table, 0.5), self.sizes)
+        q = run.rotary(q, self.rotation, self.shape.head_dim)  # type: ignore[arg-type]
+        k = run.rotary(k, self.rotation, self.shape.head_dim)  # type: ignore[arg-type]
+        x = run.attention(q, k, v, 0, self.shape)
+        normed = run.layer_norm(x, self.weight, self.bias, 1e-5)
+        return run.add(normed, run.gated("silu", run.rms_norm(x, self.weight, 1e-5), x))
+
+    def logits(self, run: Forward[Value], hidden: Value) -> Value:
+        return run.layer_norm(hidden, self.weight, None, 1e-5)
+
+
+class _Rotation:
+    def __init__(self, half: int) -> None:
+        angles = torch.outer(torch.arange(2048).float(), 1.0 / 100 ** (torch.arange(half) / half))
+        self.cosines, self.sines = angles.cos(), angles.sin()
+
+    def at(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.cosines[positions].to(dtype), self.sines[positions].to(dtype)
+
+
+def executors(model: object) -> tuple[EagerExecutor, NativeExecutor]:
+    try:
+        native = NativeExecutor(model, num_threads=2, exact=True)  # type: ignore[arg-type]
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
+    return EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32), native  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantization", [*FLOATS, *CODED])
+@pytest.mark.parametrize("out", [16, 37])
+def test_an_exact_product_equals_the_reference_whatever_the_type(quantization: str, out: int) -> None:
+    model = OneLinear(matrix(out, 256, quantization), torch.randn(out))
+    eager, native = executors(model)
+    ids = torch.arange(9)
+    batch = ForwardBatch(ids, ids, ids, ())
+    cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float32, device=CPU)
+    expected = eager.hidden_states(batch, cache)
+    # Float32 sums of 256 products in another order.
+    torch.testing.assert_close(native.hidden_states(batch, cache), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(native.logits(expected, ()), eager.logits(expected, ()), atol=1e-5, rtol=1e-5)
+
+
+SHAPES = [
+    AttentionShape(9, 3, 64, 0.125),
+    AttentionShape(4, 4, 32, 0.2, window=70),
+    AttentionShape(8, 1, 16, 0.3, softcap=5.0),
+    AttentionShape(40, 2, 48, 0.1, window=300, softcap=20.0),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_and_norms_equal_the_reference_however_a_sequence_is_cut(shape: AttentionShape) -> None:
+    model = OneAttention(shape)
+    eager, native = executors(model)
+    length = 600  # three chunks of the native attention
+    ids = torch.randint(0, 64, (length,), generator=torch.Generator().manual_seed(3))
+    blocks = torch.randperm(40, generator=torch.Generator().manual_seed(4))
+    slots = blocks[torch.arange(length) // 16] * 16 + torch.arange(length) % 16
+
+    def cache() -> KVCache:
+        width = shape.num_heads * shape.head_dim
+        return KVCache(1, 40, 16, shape.num_kv_heads, shape.head_dim, width, dtype=torch.float32, device=CPU)
+
+    def run(executor: EagerExecutor | NativeExecutor, cuts: list[int]) -> Tensor:
+        own, parts = cache(), []
+        for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
             segment = AttentionSegment(0, stop - start, start, blocks)
-            piece = kernels.attention(q[start:stop], cache, 0, (segment,), shape)
-            assert torch.equal(piece, whole[start:stop])
+            batch = ForwardBatch(ids[start:stop], torch.arange(start, stop), slots[start:stop], (segment,))
+            parts.append(executor.hidden_states(batch, own))
+        return torch.cat(parts)
+
+    whole = run(native, [])
+    torch.testing.assert_close(whole, run(eager, []), atol=1e-4, rtol=1e-4)
+    # However the sequence is cut: the same bits.
+    for cuts in ([1, 17, 255, 256, 257], list(range(7, 600, 97)), [599]):
+        assert torch.equal(run(native, cuts), whole)
 
 
 def test_without_a_compiler_the_reference_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
-    choice = choose_kernels("auto", torch.device("cpu"), batch_invariant=True)
-    assert choice.kernels.name == "reference"
+    choice = choose_kernels("auto", CPU, batch_invariant=True)
+    assert choice.name == "reference"
     assert "no C++ compiler" in choice.notice
+    with pytest.raises(InvalidRequest, match=r"no C\+\+ compiler"):
+        choose_kernels("native", CPU, batch_invariant=True)
+
+
+def test_a_model_that_the_library_cannot_run_is_run_by_the_reference(library: Library) -> None:
+    model = OneAttention(AttentionShape(2, 2, 8, 0.3))
+    executor, notice = choose_kernels("auto", CPU, batch_invariant=True).executor(model)  # type: ignore[arg-type]
+    assert executor.name == "reference"
+    assert "head dimension 8" in notice
+    with pytest.raises(InvalidRequest, match="head dimension 8"):
+        choose_kernels("native", CPU, batch_invariant=True).executor(model)  # type: ignore[arg-type]

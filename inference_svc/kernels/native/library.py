@@ -11,8 +11,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
+FOLDER = Path(__file__).parent
+SOURCES = (FOLDER / "program.cpp", *sorted(FOLDER.glob("*.h")))
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-ffp-contract=off", "-pthread", "-fPIC", "-shared")
 
 
 class NativeUnavailable(Exception):
@@ -44,7 +45,7 @@ def _compile(compiler: str, path: Path) -> None:
     os.close(handle)
     try:
         built = subprocess.run(
-            [compiler, *FLAGS, "-o", draft, str(SOURCE)], capture_output=True, text=True, timeout=300, check=False
+            [compiler, *FLAGS, "-o", draft, str(SOURCES[0])], capture_output=True, text=True, timeout=300, check=False
         )
         if built.returncode != 0:
             last = (built.stderr.strip().splitlines() or ["no message"])[-1]
@@ -63,7 +64,10 @@ def _cache_folder() -> Path:
 
 def _build_key(compiler: str) -> str:
     """Names source, flags, compiler and processor: code for one machine must not be loaded on another."""
-    content = SOURCE.read_bytes() + "\0".join((*FLAGS, compiler, platform.machine(), _processor())).encode()
+    content = (
+        b"".join(source.read_bytes() for source in SOURCES)
+        + "\0".join((*FLAGS, compiler, platform.machine(), _processor())).encode()
+    )
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -1,0 +1,219 @@
+// Causal grouped-query attention over the paged cache.
+//
+// A block of the cache holds 16 positions: keys as [kv head][dimension][position], so that 16 scores are computed side by
+// side, values as [kv head][position][dimension]. A row's positions are cut into chunks of CHUNK by position alone; each
+// chunk gives its largest score, its sum and its mix of values, and these are joined in order. So neither the rows that are
+// computed together nor the number of threads change a bit.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "vector.h"
+
+namespace loramux {
+
+constexpr int BLOCK = 16;
+constexpr int CHUNK = 256;
+
+struct Segment {  // consecutive rows of one sequence; as in the Python side
+    int64_t first_row, num_rows, first_position;
+    const int64_t* blocks;
+};
+
+struct AttentionShape {
+    int64_t num_heads, num_kv_heads, head_dim;
+    float scale;
+    int64_t window;  // 0: none
+    float softcap;   // 0: none
+    int64_t group() const { return num_heads / num_kv_heads; }
+};
+
+inline Vector load_cached(const float* p) { return load(p); }
+inline Vector load_cached(const half_t* p) { return load_half(p); }
+inline void store_cached(float* p, float value) { *p = value; }
+inline void store_cached(half_t* p, float value) { *p = to_half(value); }
+
+template <typename T>
+void write_cache(const AttentionShape& shape, int64_t slot, const float* k, const float* v, T* keys, T* values) {
+    const int64_t block = slot / BLOCK, offset = slot % BLOCK, dim = shape.head_dim;
+    for (int64_t head = 0; head < shape.num_kv_heads; head++) {
+        const int64_t base = (block * shape.num_kv_heads + head) * BLOCK * dim;
+        for (int64_t d = 0; d < dim; d++) {
+            store_cached(keys + base + d * BLOCK + offset, k[head * dim + d]);
+            store_cached(values + base + offset * dim + d, v[head * dim + d]);
+        }
+    }
+}
+
+// A few rows of one segment, whose keys are read together.
+struct QueryTile {
+    const Segment* segment;
+    int64_t first;  // row within the segment
+    int64_t num_rows;
+    int64_t num_chunks;
+    int64_t first_partial;  // index of its first partial result
+    int64_t first_item;     // of work: an item is one chunk for one kv head
+};
+
+constexpr int64_t MOST_QUERIES = 16;  // rows of a tile times heads of a group
+
+inline int64_t rows_per_tile(const AttentionShape& shape) { return std::max<int64_t>(1, MOST_QUERIES / shape.group()); }
+
+// Scores of NQ queries with NB blocks of keys: [NQ][NB], 16 positions each.
+template <int NQ, int NB, typename T>
+void score_blocks(const float* const* queries, const T* const* keys, int64_t dim, Vector (&scores)[NQ][NB]) {
+    for (int q = 0; q < NQ; q++)
+        for (int b = 0; b < NB; b++) scores[q][b] = Vector{};
+    for (int64_t d = 0; d < dim; d++) {
+        Vector k[NB];
+        for (int b = 0; b < NB; b++) k[b] = load_cached(keys[b] + d * BLOCK);
+        for (int q = 0; q < NQ; q++) {
+            const Vector value = splat(queries[q][d]);
+            for (int b = 0; b < NB; b++) scores[q][b] = fma(k[b], value, scores[q][b]);
+        }
+    }
+}
+
+// Mixes of values for NQ queries, ND vectors of dimensions.
+template <int NQ, int ND, typename T>
+void mix_values(const float (*weights)[CHUNK], int64_t count, const T* const* values, int64_t dim, int64_t first_d,
+                float* const* out) {
+    Vector totals[NQ][ND] = {};
+    for (int64_t p = 0; p < count; p++) {
+        const T* v = values[p / BLOCK] + p % BLOCK * dim + first_d;
+        Vector loaded[ND];
+        for (int i = 0; i < ND; i++) loaded[i] = load_cached(v + i * LANES);
+        for (int q = 0; q < NQ; q++) {
+            const Vector weight = splat(weights[q][p]);
+            for (int i = 0; i < ND; i++) totals[q][i] = fma(loaded[i], weight, totals[q][i]);
+        }
+    }
+    for (int q = 0; q < NQ; q++)
+        for (int i = 0; i < ND; i++) store(out[q] + first_d + i * LANES, totals[q][i]);
+}
+
+template <int NQ, typename T>
+void attend_queries(const AttentionShape& shape, const float* const* queries, const int64_t* positions, int64_t first,
+                    int64_t count, const T* const* keys, const T* const* values, float* const* out, float* maxima, float* sums) {
+    float weights[NQ][CHUNK];
+    const int64_t num_blocks = (count + BLOCK - 1) / BLOCK;
+    Vector most[NQ];
+    for (int q = 0; q < NQ; q++) most[q] = splat(-INFINITY);
+    auto finish = [&](int q, int64_t block, Vector score) {
+        score = score * shape.scale;
+        if (shape.softcap > 0.0f) score = tanh(score * (1.0f / shape.softcap)) * shape.softcap;
+        for (int i = 0; i < LANES; i++) {
+            const int64_t position = first + block * BLOCK + i;
+            const bool seen = position <= positions[q] && (shape.window == 0 || position > positions[q] - shape.window);
+            weights[q][block * BLOCK + i] = seen ? score[i] : -INFINITY;
+        }
+        most[q] = largest(most[q], load(&weights[q][block * BLOCK]));
+    };
+    auto finish_whole = [&](int q, int64_t block, Vector score) {
+        const int64_t start = first + block * BLOCK;
+        if (start + BLOCK - 1 > positions[q] || (shape.window != 0 && start <= positions[q] - shape.window) || shape.softcap > 0.0f)
+            return finish(q, block, score);
+        score = score * shape.scale;
+        store(&weights[q][block * BLOCK], score);
+        most[q] = largest(most[q], score);
+    };
+    int64_t block = 0;
+    for (; num_blocks - block >= 4; block += 4) {
+        Vector scores[NQ][4];
+        score_blocks<NQ, 4>(queries, keys + block, shape.head_dim, scores);
+        for (int q = 0; q < NQ; q++)
+            for (int b = 0; b < 4; b++) finish_whole(q, block + b, scores[q][b]);
+    }
+    for (; block < num_blocks; block++) {
+        Vector scores[NQ][1];
+        score_blocks<NQ, 1>(queries, keys + block, shape.head_dim, scores);
+        for (int q = 0; q < NQ; q++) finish_whole(q, block, scores[q][0]);
+    }
+    for (int q = 0; q < NQ; q++) {
+        const float top = largest_of(most[q]);
+        Vector total = {};
+        for (int64_t b = 0; b < num_blocks; b++) {
+            const Vector score = load(&weights[q][b * BLOCK]);
+            const Vector weight = score > -INFINITY ? exp(score - top) : Vector{};
+            store(&weights[q][b * BLOCK], weight);
+            total += weight;
+        }
+        maxima[q] = top;
+        sums[q] = sum(total);
+    }
+    int64_t d = 0;
+    for (; shape.head_dim - d >= 4 * LANES; d += 4 * LANES) mix_values<NQ, 4>(weights, count, values, shape.head_dim, d, out);
+    for (; d < shape.head_dim; d += LANES) mix_values<NQ, 1>(weights, count, values, shape.head_dim, d, out);
+}
+
+// One chunk of one tile for one kv head; results per query: out [head_dim], largest score, sum.
+template <typename T>
+void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv_head, int64_t chunk, const float* q,
+                  int64_t q_stride, const T* keys, const T* values, float* partials, int64_t partial_size) {
+    const int64_t first = chunk * CHUNK, group = shape.group(), dim = shape.head_dim;
+    const int64_t first_position = tile.segment->first_position + tile.first;
+    const int64_t end = std::min<int64_t>(first + CHUNK, first_position + tile.num_rows);
+    const int64_t num_queries = tile.num_rows * group, count = end - first;
+    if (shape.window != 0 && first + CHUNK <= first_position - shape.window + 1) {  // nobody sees this chunk any more
+        for (int64_t i = 0; i < num_queries; i++) {
+            const int64_t head = kv_head * group + i % group;
+            float* numbers = partials + (tile.first_partial + (i / group * shape.num_heads + head) * tile.num_chunks + chunk) * partial_size;
+            numbers[0] = -INFINITY, numbers[1] = 0.0f;
+        }
+        return;
+    }
+    const T* key_blocks[CHUNK / BLOCK];
+    const T* value_blocks[CHUNK / BLOCK];
+    for (int64_t b = 0; b < (count + BLOCK - 1) / BLOCK; b++) {
+        const int64_t at = (tile.segment->blocks[first / BLOCK + b] * shape.num_kv_heads + kv_head) * BLOCK * dim;
+        key_blocks[b] = keys + at;
+        value_blocks[b] = values + at;
+    }
+    const float* queries[MOST_QUERIES * 4];
+    float* outs[MOST_QUERIES * 4];
+    int64_t positions[MOST_QUERIES * 4];
+    float maxima[MOST_QUERIES * 4], sums[MOST_QUERIES * 4];
+    float* numbers[MOST_QUERIES * 4];
+    for (int64_t i = 0; i < num_queries; i++) {
+        const int64_t row = i / group, head = kv_head * group + i % group;
+        queries[i] = q + (tile.segment->first_row + tile.first + row) * q_stride + head * dim;
+        positions[i] = first_position + row;
+        const int64_t partial = tile.first_partial + (row * shape.num_heads + head) * tile.num_chunks + chunk;
+        numbers[i] = partials + partial * partial_size;
+        outs[i] = numbers[i] + 2;
+    }
+    int64_t i = 0;
+    auto some = [&](auto queries_at_once) {
+        constexpr int NQ = decltype(queries_at_once)::value;
+        for (; num_queries - i >= NQ; i += NQ)
+            attend_queries<NQ>(shape, queries + i, positions + i, first, count, key_blocks, value_blocks, outs + i,
+                               maxima + i, sums + i);
+    };
+    some(std::integral_constant<int, 4>());
+    some(std::integral_constant<int, 3>());
+    some(std::integral_constant<int, 2>());
+    some(std::integral_constant<int, 1>());
+    for (int64_t n = 0; n < num_queries; n++) {
+        numbers[n][0] = maxima[n];
+        numbers[n][1] = sums[n];
+    }
+}
+
+// Joins the chunks of one row and head.
+inline void join_chunks(const float* partials, int64_t partial_size, int64_t num_chunks, int64_t dim, float* out) {
+    float top = -INFINITY;
+    for (int64_t c = 0; c < num_chunks; c++) top = std::fmax(top, partials[c * partial_size]);
+    float total = 0.0f;
+    for (int64_t d = 0; d < dim; d += LANES) store(out + d, Vector{});
+    for (int64_t c = 0; c < num_chunks; c++) {
+        const float* partial = partials + c * partial_size;
+        if (partial[0] == -INFINITY) continue;
+        const Vector factor = exp(splat(partial[0] - top));
+        total += partial[1] * factor[0];
+        for (int64_t d = 0; d < dim; d += LANES) store(out + d, fma(load(partial + 2 + d), factor, load(out + d)));
+    }
+    for (int64_t d = 0; d < dim; d += LANES) store(out + d, load(out + d) / total);
+}
+
+}  // namespace loramux

@@ -1,0 +1,636 @@
+// A recorded model: a list of operations on values, run by all threads together. Plain C interface.
+//
+// A value is a matrix of rows [num_tokens, width] in a buffer whose rows are `stride` floats apart; buffers are reused once
+// nobody reads their value any more. Widths that are reduced over are multiples of 16.
+#include <chrono>
+#include <memory>
+#include <mutex>
+
+#include "adapters.h"
+#include "attention.h"
+#include "memory.h"
+#include "products.h"
+#include "quantized.h"
+#include "threads.h"
+#include "vector.h"
+
+namespace loramux {
+
+constexpr int64_t MOST_MATRICES = 8;  // of one operation
+
+enum Kind : int32_t { EMBED, LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, SILU, GELU, GELU_TANH, ADD, SOFTCAP };
+
+struct Matrix {  // of a linear layer
+    int32_t type;
+    const uint8_t* data;  // as in the file
+    int64_t out_features, in_features, row_bytes;
+    const Packed* packed;  // null: products in float32
+    const float* bias;     // or null
+    int64_t index;         // of the linear layer: where a bank keeps its delta
+    int32_t out;           // value
+
+    int64_t tiles() const { return (out_features + 15) / 16; }
+};
+
+struct Operation {
+    explicit Operation(int32_t kind) : kind(static_cast<Kind>(kind)) {}
+
+    Kind kind;
+    int32_t inputs[3] = {-1, -1, -1};
+    int32_t output = -1;
+    std::vector<Matrix> matrices;  // LINEAR: all that read the same value
+    // LINEAR: tiles of 16 outputs as (matrix, tile), by where they are in their matrix: a thread's part of the list is the
+    // same part of every matrix's columns, and the operations that follow find them in its cache.
+    std::vector<std::pair<int32_t, int64_t>> tiles;
+    Matrix table = {};             // EMBED
+    const float* weight = nullptr;
+    const float* bias = nullptr;
+    const float* cosines = nullptr;  // ROTARY: [positions, half]
+    const float* sines = nullptr;
+    int64_t half = 0, head_dim = 0, layer = 0;
+    float number = 0.0f;  // eps, scale of an embedding, limit of a soft cap
+    AttentionShape shape = {};
+};
+
+struct Value {
+    int64_t width = 0, stride = 0, offset = 0;
+    int32_t buffer = -1;
+    int32_t parent = -1;  // of a split: its buffer is the parent's
+};
+
+struct Pass {  // as in the Python side
+    int64_t num_rows;
+    const int64_t* token_ids;
+    const int64_t* positions;
+    const int64_t* slots;
+    int64_t num_segments;
+    const Segment* segments;
+    int64_t num_banks;
+    const BankRows* banks;
+    void* keys;  // [num_layers][num_blocks * BLOCK * num_kv_heads * head_dim]
+    void* values;
+    int64_t layer_size;  // elements of a layer's keys
+    int32_t half_cache;
+    const float* input;  // rows of value 0, if the program has an input
+    float* output;       // [num_rows, width of the result]
+};
+
+struct Program {
+    std::vector<Operation> operations;
+    std::vector<Value> values;
+    int32_t input = -1, result = -1;
+    std::vector<Buffer<float>> buffers;
+    // Working memory of a pass.
+    Rounded rounded[2];  // for 4-bit codes, for 8-bit codes
+    std::vector<QueryTile> tiles;
+    Buffer<float> partials, low;
+    int64_t num_attention_items = 0;
+    std::vector<int64_t> low_offsets;
+
+    int32_t new_value(int64_t width) {
+        Value value;
+        value.width = width;
+        value.stride = (width + LANES - 1) / LANES * LANES;
+        values.push_back(value);
+        return static_cast<int32_t>(values.size()) - 1;
+    }
+
+    float* at(int32_t value) {
+        const Value& v = values[value];
+        return buffers[v.buffer].data() + v.offset;
+    }
+
+    int32_t root(int32_t value) const { return values[value].parent < 0 ? value : root(values[value].parent); }
+
+    static void order_tiles(Operation& operation) {
+        for (size_t m = 0; m < operation.matrices.size(); m++)
+            for (int64_t tile = 0; tile < operation.matrices[m].tiles(); tile++) operation.tiles.emplace_back(m, tile);
+        std::stable_sort(operation.tiles.begin(), operation.tiles.end(), [&](const auto& a, const auto& b) {
+            return a.second * operation.matrices[b.first].tiles() < b.second * operation.matrices[a.first].tiles();
+        });
+    }
+
+    // Gives each value a buffer; a buffer is free again after its value's last reader.
+    void finish(int32_t result_value) {
+        result = result_value;
+        for (Operation& operation : operations) order_tiles(operation);
+        std::vector<int64_t> last(values.size(), -1);
+        const int64_t count = static_cast<int64_t>(operations.size());
+        for (int64_t i = 0; i < count; i++)
+            for (const int32_t input_value : operations[i].inputs)
+                if (input_value >= 0) last[root(input_value)] = i;
+        last[root(result)] = count;
+        std::vector<int64_t> widths;
+        std::vector<int32_t> free;
+        auto give = [&](int32_t value) {
+            Value& v = values[value];
+            int32_t chosen = -1;
+            for (const int32_t buffer : free)
+                if (chosen < 0 || std::abs(widths[buffer] - v.stride) < std::abs(widths[chosen] - v.stride)) chosen = buffer;
+            if (chosen < 0) {
+                chosen = static_cast<int32_t>(widths.size());
+                widths.push_back(0);
+            } else {
+                free.erase(std::find(free.begin(), free.end(), chosen));
+            }
+            widths[chosen] = std::max(widths[chosen], v.stride);
+            v.buffer = chosen;
+        };
+        if (input >= 0) give(input);
+        for (int64_t i = 0; i < count; i++) {
+            Operation& operation = operations[i];
+            if (operation.output >= 0) give(operation.output);
+            for (Matrix& matrix : operation.matrices) give(matrix.out);
+            for (size_t value = 0; value < values.size(); value++)
+                if (last[value] == i && values[value].parent < 0) free.push_back(values[value].buffer);
+        }
+        for (Value& value : values)
+            if (value.parent >= 0) value.buffer = values[root(static_cast<int32_t>(&value - values.data()))].buffer;
+        buffers = std::vector<Buffer<float>>(widths.size());
+        buffer_widths = widths;
+    }
+    std::vector<int64_t> buffer_widths;
+};
+
+#if defined(LORAMUX_PROFILE)
+double profile[16];  // seconds by kind of operation, of the first thread
+extern "C" double* lx_profile() { return profile; }
+#endif
+
+class Runner {
+  public:
+    Runner(Program& program, Threads& threads, const Pass& pass) : p(program), t(threads), pass(pass) {}
+
+    void prepare() {
+        for (size_t i = 0; i < p.buffers.size(); i++) {
+            p.buffers[i].reserve(pass.num_rows * p.buffer_widths[i]);
+        }
+        if (p.input >= 0) {
+            const Value& value = p.values[p.input];
+            for (int64_t row = 0; row < pass.num_rows; row++)
+                std::memcpy(p.at(p.input) + row * value.stride, pass.input + row * value.width, value.width * sizeof(float));
+        }
+        for (const Operation& operation : p.operations)
+            if (operation.kind == ATTENTION) return plan_tiles(operation.shape);
+    }
+
+    void run([[maybe_unused]] int thread) {
+        const bool tiles = pass.num_rows >= ROWS_FOR_MATRIX_TILES;
+        if (tiles) begin_matrix_tiles();
+#if defined(LORAMUX_PROFILE)
+        for (const Operation& operation : p.operations) {
+            const auto start = std::chrono::steady_clock::now();
+            step(operation);
+            profile[thread == 0 ? operation.kind : 15] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        }
+#else
+        for (const Operation& operation : p.operations) step(operation);
+#endif
+        copy_out();
+        if (tiles) end_matrix_tiles();
+    }
+
+  private:
+    Program& p;
+    Threads& t;
+    const Pass& pass;
+
+    // Cuts the rows into tiles; all layers have the same heads.
+    void plan_tiles(const AttentionShape& shape) {
+        p.tiles.clear();
+        p.num_attention_items = 0;
+        int64_t num_partials = 0;
+        const int64_t most = rows_per_tile(shape);
+        for (int64_t s = 0; s < pass.num_segments; s++) {
+            const Segment& segment = pass.segments[s];
+            for (int64_t first = 0; first < segment.num_rows; first += most) {
+                const int64_t count = std::min(most, segment.num_rows - first);
+                const int64_t chunks = (segment.first_position + first + count + CHUNK - 1) / CHUNK;
+                p.tiles.push_back({&segment, first, count, chunks, num_partials, p.num_attention_items});
+                num_partials += count * shape.num_heads * chunks;
+                p.num_attention_items += chunks * shape.num_kv_heads;
+            }
+        }
+        p.partials.reserve(num_partials * (shape.head_dim + 2));
+    }
+
+    void step(const Operation& o) {
+        switch (o.kind) {
+            case EMBED: return embed(o);
+            case LINEAR: return linear(o);
+            case RMS_NORM: case LAYER_NORM: return norm(o);
+            case ROTARY: return rotary(o);
+            case ATTENTION: return attention(o);
+            default: return elementwise(o);
+        }
+    }
+
+    float* row_of(int32_t value, int64_t row) { return p.at(value) + row * p.values[value].stride; }
+
+    void embed(const Operation& o) {
+        t.share(pass.num_rows, 1, [&](int64_t first, int64_t end) {
+            for (int64_t row = first; row < end; row++) {
+                float* out = row_of(o.output, row);
+                unpack_row(o.table.type, o.table.data + pass.token_ids[row] * o.table.row_bytes, o.table.in_features, out);
+                if (o.number != 1.0f)
+                    for (int64_t i = 0; i < o.table.in_features; i++) out[i] *= o.number;
+            }
+        });
+    }
+
+    void norm(const Operation& o) {
+        const int64_t width = p.values[o.output].width;
+        t.share(pass.num_rows, 1, [&](int64_t first, int64_t end) {
+            for (int64_t row = first; row < end; row++) {
+                const float* x = row_of(o.inputs[0], row);
+                float* out = row_of(o.output, row);
+                float mean = 0.0f;
+                if (o.kind == LAYER_NORM) {
+                    Vector total = {};
+                    for (int64_t i = 0; i < width; i += LANES) total += load(x + i);
+                    mean = sum(total) / static_cast<float>(width);
+                }
+                Vector squares = {};
+                for (int64_t i = 0; i < width; i += LANES) {
+                    const Vector centered = load(x + i) - mean;
+                    squares = fma(centered, centered, squares);
+                }
+                const float factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + o.number);
+                for (int64_t i = 0; i < width; i += LANES) {
+                    const Vector y = (load(x + i) - mean) * factor * load(o.weight + i);
+                    store(out + i, o.bias ? y + load(o.bias + i) : y);
+                }
+            }
+        });
+    }
+
+    void rotary(const Operation& o) {
+        share_pieces(p.values[o.output].width / o.head_dim, [&](int64_t row, int64_t first, int64_t end) {
+            const float* cosines = o.cosines + pass.positions[row] * o.half;
+            const float* sines = o.sines + pass.positions[row] * o.half;
+            for (int64_t head = first; head < end; head++) {
+                const float* x = row_of(o.inputs[0], row) + head * o.head_dim;
+                float* out = row_of(o.output, row) + head * o.head_dim;
+                for (int64_t i = 0; i < o.half; i++) {
+                    const float a = x[i], b = x[i + o.half];
+                    out[i] = a * cosines[i] - b * sines[i];
+                    out[i + o.half] = b * cosines[i] + a * sines[i];
+                }
+                for (int64_t i = 2 * o.half; i < o.head_dim; i++) out[i] = x[i];
+            }
+        });
+    }
+
+    static Vector activated(Kind kind, Vector x) {
+        if (kind == SILU) return x / (exp(-x) + 1.0f);
+        if (kind == GELU_TANH) return x * 0.5f * (tanh((x + x * x * x * 0.044715f) * 0.7978845608028654f) + 1.0f);
+        Vector result;
+        for (int i = 0; i < LANES; i++) result[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.7071067811865476f));
+        return result;
+    }
+
+    void elementwise(const Operation& o) {
+        constexpr int64_t piece = 128;
+        const int64_t width = p.values[o.output].stride;
+        share_pieces((width + piece - 1) / piece, [&](int64_t row, int64_t first, int64_t end) {
+            const float* x = row_of(o.inputs[0], row);
+            const float* y = o.inputs[1] < 0 ? nullptr : row_of(o.inputs[1], row);
+            float* out = row_of(o.output, row);
+            for (int64_t i = first * piece; i < std::min(end * piece, width); i += LANES) {
+                const Vector a = load(x + i);
+                Vector value;
+                if (o.kind == ADD)
+                    value = a + load(y + i);
+                else if (o.kind == SOFTCAP)
+                    value = tanh(a * (1.0f / o.number)) * o.number;
+                else
+                    value = y ? activated(o.kind, a) * load(y + i) : activated(o.kind, a);
+                store(out + i, value);
+            }
+        });
+    }
+
+    // With many rows a thread takes a part of the rows through all operations; with few, a part of the columns.
+    bool by_rows() const { return pass.num_rows >= 4 * ROWS * t.count(); }
+
+    // Calls body(row, first piece, last piece) for all rows and pieces of columns.
+    template <typename Body>
+    void share_pieces(int64_t pieces, const Body& body) {
+        if (by_rows())
+            return t.share(pass.num_rows, 4, [&](int64_t first, int64_t end) {
+                for (int64_t row = first; row < end; row++) body(row, 0, pieces);
+            });
+        t.share(pieces * pass.num_rows, 4, [&](int64_t first, int64_t end) {
+            for (int64_t item = first; item < end; item++) body(item % pass.num_rows, item / pass.num_rows, item / pass.num_rows + 1);
+        });
+    }
+
+    void linear(const Operation& o) {
+        const int32_t input = o.inputs[0];
+        const float* x = p.at(input);
+        const int64_t x_stride = p.values[input].stride, columns = o.matrices[0].in_features;
+        for (const int bits : {4, 8}) {
+            bool is_read = false;
+            for (const Matrix& matrix : o.matrices) is_read = is_read || (matrix.packed && matrix.packed->bits == bits);
+            if (!is_read) continue;
+            Rounded& rounded = p.rounded[bits / 8];
+            t.once([&] { rounded.resize(pass.num_rows, columns); });
+            constexpr int64_t steps = 4;  // in a piece
+            share_pieces((columns / 32 + steps - 1) / steps, [&](int64_t row, int64_t first, int64_t end) {
+                round_steps(bits, x + row * x_stride, row, first * steps, std::min(end * steps, columns / 32), rounded);
+            });
+        }
+        // Items: tiles of 16 outputs of all matrices, for each part of the rows; then blocks of ranks of all deltas.
+        const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = by_rows() ? t.count() : 1;
+        const int64_t blocks = (pass.num_rows + ROWS - 1) / ROWS;
+        const int64_t grain = std::max<int64_t>(1, num_tiles * parts / (8 * t.count()));
+        t.share(num_tiles * parts, grain, [&](int64_t first, int64_t end) {
+            for (int64_t item = first; item < end; item++) {
+                const auto& [matrix, tile] = o.tiles[item % num_tiles];
+                const int64_t part = item / num_tiles;
+                multiply(o.matrices[matrix], tile, x, x_stride, blocks * part / parts * ROWS,
+                         std::min(blocks * (part + 1) / parts * ROWS, pass.num_rows));
+            }
+        });
+        if (!plan_deltas(o)) return;
+        t.share(p.low_offsets.back(), 1, [&](int64_t first, int64_t end) {
+            for (int64_t item = first; item < end; item++) ranks_of(o, item, x, x_stride);
+        });
+        add_deltas(o);
+    }
+
+    void multiply(const Matrix& matrix, int64_t tile, const float* x, int64_t x_stride, int64_t first_row, int64_t end_row) {
+        const Output output{p.at(matrix.out), p.values[matrix.out].stride, matrix.bias};
+        if (matrix.packed)
+            return rounded_product_tile(*matrix.packed, tile, p.rounded[matrix.packed->bits / 8], first_row, end_row, output);
+        for (int64_t first = tile * 16; first < std::min(tile * 16 + 16, matrix.out_features); first += 4) {
+            const int count = static_cast<int>(std::min<int64_t>(4, matrix.out_features - first));
+            float_product(matrix.type, matrix.data, matrix.row_bytes, matrix.in_features, first, count, x, x_stride, first_row,
+                          end_row, output);
+        }
+    }
+
+    // Where each bank's low-rank products of each matrix go, and how many blocks of ranks there are; false if none.
+    bool plan_deltas(const Operation& o) {
+        if (pass.num_banks == 0) return false;
+        bool any = false;
+        for (const Matrix& matrix : o.matrices)
+            for (int64_t b = 0; b < pass.num_banks; b++) any = any || pass.banks[b].deltas[matrix.index].a;
+        if (!any) return false;
+        t.once([&] {
+            // Pairs (first block of ranks, first float of the result) of matrix x bank, the totals at the end.
+            p.low_offsets.clear();
+            int64_t blocks = 0, floats = 0;
+            for (const Matrix& matrix : o.matrices)
+                for (int64_t b = 0; b < pass.num_banks; b++) {
+                    const Delta& delta = pass.banks[b].deltas[matrix.index];
+                    p.low_offsets.push_back(blocks);
+                    p.low_offsets.push_back(floats);
+                    if (!delta.a) continue;
+                    blocks += (delta.rank + RANKS - 1) / RANKS;
+                    floats += pass.banks[b].num_rows * delta.rank;
+                }
+            p.low.reserve(floats);
+            p.low_offsets.push_back(blocks);
+        });
+        return true;
+    }
+
+    void ranks_of(const Operation& o, int64_t item, const float* x, int64_t x_stride) {
+        const int64_t pairs = static_cast<int64_t>(o.matrices.size()) * pass.num_banks;
+        // The last pair that starts at or before the item and is not empty.
+        int64_t low = 0, high = pairs;
+        while (high - low > 1) {
+            const int64_t middle = (low + high) / 2;
+            (p.low_offsets[2 * middle] <= item ? low : high) = middle;
+        }
+        const Matrix& matrix = o.matrices[low / pass.num_banks];
+        const BankRows& bank = pass.banks[low % pass.num_banks];
+        const int64_t first = (item - p.low_offsets[2 * low]) * RANKS;
+        low_rank(bank, bank.deltas[matrix.index], first, matrix.in_features, x, x_stride, p.low.data() + p.low_offsets[2 * low + 1]);
+    }
+
+    void add_deltas(const Operation& o) {
+        int64_t counts[MOST_MATRICES + 1] = {0};
+        const int64_t num_matrices = static_cast<int64_t>(o.matrices.size());
+        for (int64_t m = 0; m < num_matrices; m++) counts[m + 1] = counts[m] + (o.matrices[m].out_features + OUTPUTS - 1) / OUTPUTS;
+        t.share(counts[num_matrices], 1, [&](int64_t first_item, int64_t end) {
+            static thread_local Buffer<float> copies;
+            float* base = nullptr;
+            for (int64_t item = first_item; item < end; item++) {
+                int64_t m = 0;
+                while (item >= counts[m + 1]) m++;
+                const Matrix& matrix = o.matrices[m];
+                const int64_t first = (item - counts[m]) * OUTPUTS;
+                float* y = p.at(matrix.out);
+                const int64_t y_stride = p.values[matrix.out].stride;
+                bool has_dora = false;
+                for (int64_t b = 0; b < pass.num_banks; b++) {
+                    const Delta& delta = pass.banks[b].deltas[matrix.index];
+                    has_dora = has_dora || (delta.a && delta.base_factor);
+                }
+                if (has_dora) {
+                    base = copies.reserve(pass.num_rows * OUTPUTS);
+                    for (int64_t row = 0; row < pass.num_rows; row++)
+                        for (int64_t n = 0; n < std::min(OUTPUTS, matrix.out_features - first); n++)
+                            base[row * OUTPUTS + n] = y[row * y_stride + first + n] - (matrix.bias ? matrix.bias[first + n] : 0.0f);
+                }
+                for (int64_t b = 0; b < pass.num_banks; b++) {
+                    const Delta& delta = pass.banks[b].deltas[matrix.index];
+                    if (!delta.a) continue;
+                    const float* low = p.low.data() + p.low_offsets[2 * (m * pass.num_banks + b) + 1];
+                    add_delta(pass.banks[b], delta, low, first, matrix.out_features, base, y, y_stride);
+                }
+            }
+        });
+    }
+
+    void attention(const Operation& o) {
+        if (pass.half_cache)
+            attend(o, static_cast<half_t*>(pass.keys) + o.layer * pass.layer_size, static_cast<half_t*>(pass.values) + o.layer * pass.layer_size);
+        else
+            attend(o, static_cast<float*>(pass.keys) + o.layer * pass.layer_size, static_cast<float*>(pass.values) + o.layer * pass.layer_size);
+    }
+
+    template <typename T>
+    void attend(const Operation& o, T* keys, T* values) {
+        const AttentionShape& shape = o.shape;
+        const int64_t partial_size = shape.head_dim + 2;
+        t.share(pass.num_rows, 4, [&](int64_t first, int64_t end) {
+            for (int64_t row = first; row < end; row++)
+                write_cache(shape, pass.slots[row], row_of(o.inputs[1], row), row_of(o.inputs[2], row), keys, values);
+        });
+        const float* q = p.at(o.inputs[0]);
+        const int64_t q_stride = p.values[o.inputs[0]].stride;
+        const int64_t num_tiles = static_cast<int64_t>(p.tiles.size());
+        t.share(p.num_attention_items, 1, [&](int64_t first_item, int64_t end) {
+            for (int64_t item = first_item; item < end; item++) {
+                const QueryTile& tile = p.tiles[tile_of(item)];
+                const int64_t within = item - tile.first_item;
+                attend_chunk(shape, tile, within % shape.num_kv_heads, within / shape.num_kv_heads, q, q_stride, keys, values,
+                             p.partials.data(), partial_size);
+            }
+        });
+        t.share(num_tiles, 2, [&](int64_t first, int64_t end) {
+            for (int64_t index = first; index < end; index++) join(o, p.tiles[index], partial_size);
+        });
+    }
+
+    void join(const Operation& o, const QueryTile& tile, int64_t partial_size) {
+        for (int64_t row = 0; row < tile.num_rows; row++)
+            for (int64_t head = 0; head < o.shape.num_heads; head++) {
+                const int64_t partial = tile.first_partial + (row * o.shape.num_heads + head) * tile.num_chunks;
+                join_chunks(p.partials.data() + partial * partial_size, partial_size, tile.num_chunks, o.shape.head_dim,
+                            row_of(o.output, tile.segment->first_row + tile.first + row) + head * o.shape.head_dim);
+            }
+    }
+
+    // The tile that an item of attention belongs to; an item is one chunk for one kv head.
+    int64_t tile_of(int64_t item) const {
+        int64_t low = 0, high = static_cast<int64_t>(p.tiles.size());
+        while (high - low > 1) {
+            const int64_t middle = (low + high) / 2;
+            (p.tiles[middle].first_item <= item ? low : high) = middle;
+        }
+        return low;
+    }
+
+    void copy_out() {
+        const Value& value = p.values[p.result];
+        t.share(pass.num_rows, 4, [&](int64_t first, int64_t end) {
+            for (int64_t row = first; row < end; row++)
+                std::memcpy(pass.output + row * value.width, row_of(p.result, row), value.width * sizeof(float));
+        });
+    }
+};
+
+}  // namespace loramux
+
+using namespace loramux;
+
+extern "C" {
+
+// What all programs of a model share.
+struct Library {
+    explicit Library(int num_threads) : threads(num_threads) {}
+    Threads threads;
+    Arena arena;
+    std::vector<std::unique_ptr<Packed>> packed;
+};
+
+Library* lx_library(int32_t num_threads) { return new Library(num_threads); }
+void lx_library_free(Library* library) { delete library; }
+int64_t lx_packed_bytes(const Library* library) { return static_cast<int64_t>(library->arena.total()); }
+
+// Null if a scale does not fit; the caller then multiplies in float32.
+Packed* lx_pack(Library* library, int32_t type, const uint8_t* data, int64_t rows, int64_t columns) {
+    auto packed = std::make_unique<Packed>();
+    if (!pack(library->threads, library->arena, type, data, rows, columns, *packed)) return nullptr;
+    library->packed.push_back(std::move(packed));
+    return library->packed.back().get();
+}
+
+Program* lx_program() { return new Program(); }
+void lx_program_free(Program* program) { delete program; }
+
+int32_t lx_input(Program* program, int64_t width) { return program->input = program->new_value(width); }
+
+int32_t lx_embed(Program* program, int32_t type, const uint8_t* data, int64_t row_bytes, int64_t width, float scale) {
+    Operation o(EMBED);
+    o.table.type = type, o.table.data = data, o.table.row_bytes = row_bytes, o.table.in_features = width;
+    o.number = scale;
+    o.output = program->new_value(width);
+    program->operations.push_back(o);
+    return o.output;
+}
+
+int32_t lx_linear(Program* program, int32_t x, int64_t index, int32_t type, const uint8_t* data, int64_t row_bytes,
+                  int64_t out_features, const Packed* packed, const float* bias) {
+    const int32_t out = program->new_value(out_features);
+    const Matrix matrix{type, data, out_features, program->values[x].width, row_bytes, packed, bias, index, out};
+    // Linear layers that read the same value one after the other are one operation.
+    auto& operations = program->operations;
+    if (!operations.empty() && operations.back().kind == LINEAR && operations.back().inputs[0] == x &&
+        static_cast<int64_t>(operations.back().matrices.size()) < MOST_MATRICES) {
+        operations.back().matrices.push_back(matrix);
+        return out;
+    }
+    Operation o(LINEAR);
+    o.inputs[0] = x;
+    o.matrices.push_back(matrix);
+    operations.push_back(o);
+    return out;
+}
+
+int32_t lx_norm(Program* program, int32_t x, int32_t kind, const float* weight, const float* bias, float eps) {
+    Operation o(kind);
+    o.inputs[0] = x, o.weight = weight, o.bias = bias, o.number = eps;
+    o.output = program->new_value(program->values[x].width);
+    program->operations.push_back(o);
+    return o.output;
+}
+
+int32_t lx_split(Program* program, int32_t x, int64_t first, int64_t width) {
+    const int32_t part = program->new_value(width);
+    program->values[part].parent = x;
+    program->values[part].stride = program->values[x].stride;
+    program->values[part].offset = program->values[x].offset + first;
+    return part;
+}
+
+int32_t lx_rotary(Program* program, int32_t x, const float* cosines, const float* sines, int64_t half, int64_t head_dim) {
+    Operation o(ROTARY);
+    o.inputs[0] = x, o.cosines = cosines, o.sines = sines, o.half = half, o.head_dim = head_dim;
+    o.output = program->new_value(program->values[x].width);
+    program->operations.push_back(o);
+    return o.output;
+}
+
+int32_t lx_attention(Program* program, int32_t q, int32_t k, int32_t v, int64_t layer, const AttentionShape* shape) {
+    Operation o(ATTENTION);
+    o.inputs[0] = q, o.inputs[1] = k, o.inputs[2] = v, o.layer = layer, o.shape = *shape;
+    o.output = program->new_value(program->values[q].width);
+    program->operations.push_back(o);
+    return o.output;
+}
+
+// An activation of x, times y if y >= 0; a sum; a soft cap.
+int32_t lx_elementwise(Program* program, int32_t kind, int32_t x, int32_t y, float number) {
+    Operation o(kind);
+    o.inputs[0] = x, o.inputs[1] = y, o.number = number;
+    o.output = program->new_value(program->values[x].width);
+    program->operations.push_back(o);
+    return o.output;
+}
+
+void lx_finish(Program* program, int32_t result) { program->finish(result); }
+
+void lx_run(Program* program, Library* library, const Pass* pass) {
+    Runner runner(*program, library->threads, *pass);
+    runner.prepare();
+    library->threads.run([&](int thread) { runner.run(thread); });
+}
+
+// The products alone, for tests: y [num_rows, rows of packed].
+void lx_product(Library* library, const Packed* packed, const float* x, int64_t num_rows, float* y) {
+    Rounded rounded;
+    rounded.resize(num_rows, packed->columns);
+    for (int64_t row = 0; row < num_rows; row++) round_steps(packed->bits, x + row * packed->columns, row, 0, rounded.steps, rounded);
+    Threads& threads = library->threads;
+    threads.run([&](int) {
+        begin_matrix_tiles();
+        threads.share(packed->tiles, 1, [&](int64_t first, int64_t end) {
+            for (int64_t tile = first; tile < end; tile++) rounded_product_tile(*packed, tile, rounded, 0, num_rows, Output{y, packed->rows, nullptr});
+        });
+        end_matrix_tiles();
+    });
+}
+
+int32_t lx_has_matrix_tiles() {
+#if defined(LORAMUX_AMX)
+    return has_matrix_tiles();
+#else
+    return 0;
+#endif
+}
+}
