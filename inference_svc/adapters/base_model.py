@@ -78,6 +78,13 @@ class BaseModelShape:
         numbered = (_NUMBER.sub(".N.", path) for path in self.linear_shapes)
         return tuple(dict.fromkeys(path.removeprefix("model.layers.N.") for path in numbered))
 
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Of the linear layers, head apart: what their packed weights take; None if they are not known."""
+        packed = [self.weights[path] for path in self.linear_shapes if path != "lm_head" and path in self.weights]
+        count = sum(tensor.shape[0] * tensor.shape[1] for tensor in packed)
+        return 8 * sum(tensor.nbytes for tensor in packed) / count if count else None
+
     def is_another_model(self, model_id: str) -> bool:
         """True if both ids are known, neither is a local path, and they differ (case counts)."""
         return is_comparable(model_id) and is_comparable(self.base_model_id) and model_id != self.base_model_id

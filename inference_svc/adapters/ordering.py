@@ -20,6 +20,10 @@ from inference_svc.adapters.selection import (
 from inference_svc.adapters.xlora import LoadedXLora, load_xlora, sub_folder
 from inference_svc.errors import OrderingUnfit
 
+# Below it, quantization may distort the hidden states that a classifier sees so much that it chooses otherwise than it
+# was trained to. Source: the adapter documentation of mistral.rs, which advises against 4 bits.
+XLORA_BITS = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class FetchedOrdering:
@@ -52,6 +56,7 @@ class AppliedOrdering:
     ordering: str  # `orderings/{id}@{revision}`
     adapters: tuple[ResidentAdapter, ...]  # what it brought
     active: ActiveSet
+    warnings: tuple[str, ...] = ()  # a sentence each
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,7 @@ class OrderingApplier:
         adapters, active = self.registry.load_all(
             items, ordering=fetched.revision_name, activate=selection if activate else None
         )
-        return AppliedOrdering(fetched.revision_name, adapters, active)
+        return AppliedOrdering(fetched.revision_name, adapters, active, self._warnings(fetched) if mixture else ())
 
     def _check(self, fetched: FetchedOrdering) -> None:
         """Everything that can be said without reading adapter files, all of it at once."""
@@ -126,6 +131,17 @@ class OrderingApplier:
                 ordering=fetched.revision_name,
                 problems=str(len(problems)),
             )
+
+    def _warnings(self, fetched: FetchedOrdering) -> tuple[str, ...]:
+        """What may not work with an X-LoRA as it was trained to."""
+        bits = self.base.bits_per_weight
+        if bits is None or bits >= XLORA_BITS:
+            return ()
+        return (
+            f"{fetched.revision_name} is an X-LoRA, and the base model has {bits:.1f} bits a weight: with fewer than "
+            f"{XLORA_BITS:g} its classifier may weigh the adapters otherwise than it was trained to; "
+            "`loramux distortion` measures by how much",
+        )
 
     def _load_xlora(self, fetched: FetchedOrdering, place: Path) -> LoadedXLora:
         loaded = load_xlora(place, fetched.order or (), fetched.layers or {}, self.base, self.limits)

@@ -98,6 +98,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
             ordering=applied.ordering,
             adapters=[messages.adapter_to_proto(adapter) for adapter in applied.adapters],
             active=messages.active_to_proto(applied.active),
+            warnings=applied.warnings,
         )
 
     async def WatchAdapters(

@@ -112,7 +112,7 @@ class OrderingDesk:
         applied = await self._threads.run(lambda: self._applier.apply(fetched, adapter_model_id, activate))
         self._applied[fetched.name] = applied
         await asyncio.to_thread(self._keep, ordering, message)
-        _log.info("ordering applied", ordering=applied.ordering, adapters=[each.name for each in applied.adapters])
+        _note(applied)
         return applied
 
     async def apply_at_start(self, ordering: str) -> AppliedOrdering:
@@ -133,6 +133,7 @@ class OrderingDesk:
         )
         applied = await self._threads.run(lambda: self._applier.apply(fetched, None, True))
         self._applied[fetched.name] = applied
+        _note(applied)
         return applied
 
     def _keep(self, reference: str, message: ordering_pb2.Ordering) -> None:
@@ -152,6 +153,12 @@ class OrderingDesk:
                 "start the ordering service, or give its --ordering-address"
             )
         return copy
+
+
+def _note(applied: AppliedOrdering) -> None:
+    _log.info("ordering applied", ordering=applied.ordering, adapters=[each.name for each in applied.adapters])
+    for warning in applied.warnings:
+        _log.warning(warning, ordering=applied.ordering)
 
 
 def fetched_ordering(message: ordering_pb2.Ordering) -> FetchedOrdering:

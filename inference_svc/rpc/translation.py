@@ -23,6 +23,7 @@ OF_WEIGHTS: dict[type[weights.WeightsError], type[InferenceError]] = {
     weights.PathNotAllowed: PathNotAllowed,
     weights.TooLarge: LimitReached,
     weights.NoRoom: LimitReached,
+    weights.NotEnoughMemory: LimitReached,
 }
 
 

@@ -287,7 +287,10 @@ class FakeInference(
             selection = adapter_pb2.AdapterSelection(xlora=adapter_pb2.XLoraSelection(name="adapters/demo"))
             self.active = adapter_pb2.ActiveAdapters(selection=selection, generation=self.active.generation + 1)
         return adapter_service_pb2.ApplyOrderingResponse(
-            ordering=f"{request.ordering}@3", adapters=[brought], active=self.active
+            ordering=f"{request.ordering}@3",
+            adapters=[brought],
+            active=self.active,
+            warnings=["its classifier may choose otherwise"],
         )
 
 

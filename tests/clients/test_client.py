@@ -320,6 +320,7 @@ def test_applying_an_ordering_says_the_exact_revision(client: Client) -> None:
     applied = client.apply_ordering("demo", adapter_model_id="/roots/x")
     assert (applied.ordering, applied.active.selection) == ("demo@3", XLoRA("demo"))
     assert (applied.adapters[0].experts, applied.adapters[0].source) == (EXPERTS, "/roots/x")
+    assert applied.warnings == ("its classifier may choose otherwise",)
     assert client.apply_ordering("demo", activate=False).active.generation == 1
 
 

@@ -133,7 +133,10 @@ def test_adapters_are_loaded_activated_listed_and_unloaded(run: Run) -> None:
     assert run("adapters", "unload", "c")[0] == 0
     assert run("adapters", "get", "c")[0] == 1
     assert "base model" in run("adapters", "activate", "--base")[1]
-    assert "demo (X-LoRA)" in run("adapters", "apply", "demo")[1]
+    applied = run("adapters", "apply", "demo")[1]
+    assert "demo (X-LoRA)" in applied
+    assert "warning" in applied
+    assert "its classifier may choose otherwise" in applied
 
 
 def test_tokenizing_and_detokenizing(run: Run) -> None:

@@ -27,7 +27,7 @@ def fields_table(rows: Iterable[tuple[str, object]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
         if value not in (None, "", (), {}):
-            table.add_row(Text(name, style="dim"), Text(str(value)))
+            table.add_row(Text(name, style="dim"), value if isinstance(value, Text) else Text(str(value)))
     return table
 
 
@@ -139,7 +139,8 @@ def applied_ordering_table(applied: AppliedOrdering) -> Table:
     """What an ordering brought."""
     brought = ", ".join(adapter.name for adapter in applied.adapters)
     active = describe_selection(applied.active.selection)
-    return fields_table((("ordering", applied.ordering), ("brought", brought), ("active", active)))
+    warnings = (("warning", Text(warning, style="yellow")) for warning in applied.warnings)
+    return fields_table((("ordering", applied.ordering), ("brought", brought), ("active", active), *warnings))
 
 
 def _kind(adapter: Adapter) -> str:

@@ -100,11 +100,15 @@ class AppliedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class AppliedOrdering:
-    """What ApplyOrdering did: the exact revision (`id@revision`), the adapters it brought, the active default now."""
+    """What ApplyOrdering did: the exact revision (`id@revision`), the adapters it brought, the active default now.
+
+    `warnings` say what may not work as it was trained to, a sentence each.
+    """
 
     ordering: str
     adapters: tuple[Adapter, ...]
     active: ActiveAdapters
+    warnings: tuple[str, ...] = ()
 
 
 def adapter_resource(name: str) -> str:

@@ -200,4 +200,5 @@ def _applied(message: adapter_service_pb2.ApplyOrderingResponse) -> AppliedOrder
         ordering=short_name(message.ordering),
         adapters=tuple(map(adapter_from_proto, message.adapters)),
         active=active_from_proto(message.active),
+        warnings=tuple(message.warnings),
     )

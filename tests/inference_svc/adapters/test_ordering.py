@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.lora import LoadedLora
@@ -14,6 +16,7 @@ from inference_svc.adapters.ordering import FetchedOrdering, OrderingApplier
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import AdapterKind, BaseSelection, LoraSelection, XLoraSelection
 from inference_svc.errors import AdapterExists, InferenceError, OrderingUnfit, SourceNotFound
+from inference_svc.weights.quantization import QuantizedTensor
 from tests.inference_svc.adapters.conftest import BASE_ID, AdapterWriter
 
 Q0, V0 = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
@@ -112,3 +115,29 @@ def test_a_name_that_somebody_else_loaded_is_left_alone(
     with pytest.raises(AdapterExists, match="already loaded from mine"):
         applier.apply(LORAS, None, activate=True)
     assert [adapter.name for adapter in registry.list_all()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [(GGMLQuantizationType.Q4_0, "4.5"), (GGMLQuantizationType.Q4_1, None), (GGMLQuantizationType.Q2_K, "2.6")],
+)
+def test_an_x_lora_on_a_base_of_few_bits_is_applied_with_a_warning(
+    applier: OrderingApplier, quantization: GGMLQuantizationType, bits: str | None
+) -> None:
+    block, block_bytes = GGML_QUANT_SIZES[quantization]
+    weights = dict(applier.base.weights)
+    for path in applier.base.linear_shapes.keys() - {"lm_head"}:  # which stays as it is, and does not count
+        data = torch.zeros((block, block_bytes), dtype=torch.uint8)
+        weights[path] = QuantizedTensor(data, quantization, (block, block))
+    packed = replace(applier, base=replace(applier.base, weights=weights))
+    mixture = replace(LORAS, order=("one", "two"))
+    applied = packed.apply(mixture, "mix", activate=True)
+    assert isinstance(applied.active.selection, XLoraSelection)
+    if bits is None:
+        assert applied.warnings == ()
+    else:
+        (warning,) = applied.warnings
+        assert f"orderings/x@r1 is an X-LoRA, and the base model has {bits} bits a weight" in warning
+        assert "`loramux distortion`" in warning
+    assert packed.apply(LORAS, None, activate=True).warnings == ()
+    assert applier.apply(mixture, "mix", activate=True).warnings == ()  # on floats

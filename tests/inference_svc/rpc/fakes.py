@@ -249,5 +249,8 @@ class FakeDesk:
             raise self.refusal
         self.calls.append((ordering, adapter_model_id, activate))
         return AppliedOrdering(
-            f"orderings/{ordering}@0123456789abcdef", (resident("pirate"),), ActiveSet(BaseSelection(), 0)
+            f"orderings/{ordering}@0123456789abcdef",
+            (resident("pirate"),),
+            ActiveSet(BaseSelection(), 0),
+            ("take care",),
         )

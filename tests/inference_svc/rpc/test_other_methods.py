@@ -157,6 +157,7 @@ async def test_an_ordering_is_applied_as_asked(desk: FakeDesk, adapters: Adapter
     assert desk.calls == [("demo@3", None, True), ("demo", "x/y", False)]
     assert applied.ordering == "orderings/demo@3@0123456789abcdef"
     assert [adapter.name for adapter in applied.adapters] == ["adapters/pirate"]
+    assert applied.warnings == ["take care"]
 
 
 async def test_an_ordering_service_that_is_away_is_unavailable(

@@ -370,6 +370,7 @@ class ApplyOrderingResponse(_message.Message):
     ORDERING_FIELD_NUMBER: _builtins.int
     ADAPTERS_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     ordering: _builtins.str
     """The exact revision: `orderings/{ordering}@{revision}`."""
     @_builtins.property
@@ -380,16 +381,23 @@ class ApplyOrderingResponse(_message.Message):
     def active(self) -> _adapter_pb2.ActiveAdapters:
         """The active default now."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What may not work as it was trained to, a sentence each: an X-LoRA on a base model of fewer than 5 bits a weight.
+        What they say changes nothing of what was applied.
+        """
+
     def __init__(
         self,
         *,
         ordering: _builtins.str = ...,
         adapters: _abc.Iterable[_adapter_pb2.Adapter] | None = ...,
         active: _adapter_pb2.ActiveAdapters | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active", b"active"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "adapters", b"adapters", "ordering", b"ordering"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "adapters", b"adapters", "ordering", b"ordering", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -158,6 +158,7 @@ class AdapterServiceServicer:
         """Fetches an ordering from the ordering service, loads what it names, and activates it, all at once or not at all.
         NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it does not fit the base model or its adapters;
         UNAVAILABLE if the ordering service cannot be reached (what was applied before keeps working); otherwise as LoadAdapter.
+        An X-LoRA on a base model of fewer than 5 bits a weight is applied with a warning in the response.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

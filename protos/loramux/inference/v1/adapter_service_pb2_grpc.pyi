@@ -71,6 +71,7 @@ class AdapterServiceStub:
     """Fetches an ordering from the ordering service, loads what it names, and activates it, all at once or not at all.
     NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it does not fit the base model or its adapters;
     UNAVAILABLE if the ordering service cannot be reached (what was applied before keeps working); otherwise as LoadAdapter.
+    An X-LoRA on a base model of fewer than 5 bits a weight is applied with a warning in the response.
     """
     WatchAdapters: _grpc.UnaryStreamMultiCallable[_adapter_service_pb2.WatchAdaptersRequest, _adapter_service_pb2.WatchAdaptersResponse]
     """Sends what is resident now, then every change as it happens, until the client cancels. With a resume token of an
@@ -121,6 +122,7 @@ class AdapterServiceAsyncStub(AdapterServiceStub):
     """Fetches an ordering from the ordering service, loads what it names, and activates it, all at once or not at all.
     NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it does not fit the base model or its adapters;
     UNAVAILABLE if the ordering service cannot be reached (what was applied before keeps working); otherwise as LoadAdapter.
+    An X-LoRA on a base model of fewer than 5 bits a weight is applied with a warning in the response.
     """
     WatchAdapters: _aio.UnaryStreamMultiCallable[_adapter_service_pb2.WatchAdaptersRequest, _adapter_service_pb2.WatchAdaptersResponse]  # type: ignore[assignment]
     """Sends what is resident now, then every change as it happens, until the client cancels. With a resume token of an
@@ -216,6 +218,7 @@ class AdapterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Fetches an ordering from the ordering service, loads what it names, and activates it, all at once or not at all.
         NOT_FOUND if there is no such ordering; FAILED_PRECONDITION if it does not fit the base model or its adapters;
         UNAVAILABLE if the ordering service cannot be reached (what was applied before keeps working); otherwise as LoadAdapter.
+        An X-LoRA on a base model of fewer than 5 bits a weight is applied with a warning in the response.
         """
 
     @_abc_1.abstractmethod
