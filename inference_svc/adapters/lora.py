@@ -29,11 +29,14 @@ TENSORS_NAME = "adapter_model.safetensors"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraMatrices:
-    """A and B of one linear layer, float32, with the scale folded into B, and so is a DoRA's ratio of magnitudes."""
+    """A and B of one linear layer in the dtype of activations.
+
+    The scale is folded into B, and so is a DoRA's ratio of magnitudes; both are computed in float32.
+    """
 
     a: Tensor  # [rank, in_features]
     b: Tensor  # [out_features, rank]
-    base_factor: Tensor | None = None  # [out_features], DoRA only: see LinearDelta
+    base_factor: Tensor | None = None  # float32 [out_features], DoRA only: see LinearDelta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +70,7 @@ class LoadedLora:
 
 
 def load_lora(folder: Path, base: BaseModelShape, limits: AdapterLimits) -> LoadedLora:
-    """Load a LoRA or DoRA adapter; its tensors are float32 on the base model's device.
+    """Load a LoRA or DoRA adapter; its tensors are on the base model's device, in the dtype of its activations.
 
     Raises:
         SourceNotFound: a file is missing.
@@ -202,10 +205,10 @@ def _matrices(
     if not bool(b.isfinite().all()):
         findings.malformed.append(f"`{path}`: lora_B times the scale {config.scale_for(path)} overflows")
     if layer.magnitude is None:
-        return LoraMatrices(a, b)
+        return LoraMatrices(a.to(base.dtype), b.to(base.dtype))
     magnitude = layer.magnitude.to(base.device, torch.float32)
     ratios = magnitude_ratios(base.weights[path], a, b, magnitude)
     if not bool(ratios.isfinite().all()):
         row = int((~ratios.isfinite()).to(torch.int8).argmax())
         findings.malformed.append(f"`{path}`: row {row} of the adapted weight has norm 0, which DoRA divides by")
-    return LoraMatrices(a, (b * ratios[:, None]).contiguous(), ratios - 1.0)
+    return LoraMatrices(a.to(base.dtype), (b * ratios[:, None]).to(base.dtype), ratios - 1.0)

@@ -42,16 +42,16 @@ class ReferenceKernels:
         return _by_row_tiles(lambda tile: F.linear(tile, matrix), x)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x / sqrt(mean(x^2) + eps) * weight, in float32."""
+        """x / sqrt(mean(x^2) + eps) * weight, in float32, rounded once."""
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-        """(x - mean) / sqrt(variance + eps) * weight + bias, in float32."""
+        """(x - mean) / sqrt(variance + eps) * weight + bias, in float32, rounded once."""
         wide = x.float()
         centered = wide - wide.mean(-1, keepdim=True)
-        normed = (centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
-        return normed if bias is None else normed + bias
+        normed = centered * torch.rsqrt(centered.square().mean(-1, keepdim=True) + eps) * weight
+        return (normed if bias is None else normed + bias).to(x.dtype)
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """The first half of what is rotated against its second half (the layout of Hugging Face checkpoints)."""

@@ -49,6 +49,7 @@ def adapted_linear(kernels: Kernels, x: Tensor, layer: Linear, adapters: tuple[A
         scaled = low_rank * adapter.scalings[:, row, :].index_select(1, delta.expert_of_rank)
         change = kernels.dense(scaled, delta.b)
         if delta.base_factor is not None:
-            change += base.index_select(0, adapter.rows) * delta.base_factor * adapter.scalings[:, row, :]
+            factor = delta.base_factor * adapter.scalings[:, row, :]  # float32, whatever the activations are
+            change += (base.index_select(0, adapter.rows) * factor).to(change.dtype)
         y.index_add_(0, adapter.rows, change)
     return y

@@ -50,7 +50,7 @@ class ServedModel:
             device=CPU,
         )
         self.runner = ModelRunner(executor, cache, CPU)
-        self.registry = AdapterRegistry(shape_of(checkpoint, ""), AdapterLimits())
+        self.registry = AdapterRegistry(shape_of(checkpoint, "", executor.dtype), AdapterLimits())
 
     def load_demo(self, xlora: Path, order: Seq[str], layers: dict[str, int]) -> None:
         """Load the demo adapters by name, and their mixture as `mixture`."""

@@ -8,46 +8,38 @@ and past the length from which LongRoPE has other factors. The bar is 1e-3 on lo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from inference_svc.adapters import selection
-from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
+from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.lora import load_lora
 from inference_svc.adapters.xlora import load_xlora
 from inference_svc.models.architectures import ARCHITECTURES
+from tests.parity.architecture_pairs import (
+    CHUNKS,
+    FORMATS,
+    IDS,
+    Pair,
+    logits_of,
+    mixture_on_every_module,
+    peft_on_every_module,
+    written_model,
+)
 from tests.parity.executors import reference
-from tests.parity.peft_files import randomised, written
+from tests.parity.peft_files import written
 from tests.parity.served import ServedModel
-from tests.parity.tiny_models import FOLDER_VARIANTS, ORIGINAL_LENGTH, TINY_MODELS, VARIANTS, TinyModel, write_gguf
-from tests.parity.xlora_oracle import Expert, Mixture, peft_answer
+from tests.parity.tiny_models import FOLDER_VARIANTS, ORIGINAL_LENGTH, TINY_MODELS, VARIANTS, TinyModel
+from tests.parity.xlora_oracle import peft_answer
 
 # PEFT warns of tied heads, transformers of configs that it does not like.
 pytestmark = pytest.mark.filterwarnings("ignore")
 LOGITS_BAR, SCALINGS_BAR = 1e-3, 1e-4
-LENGTH = 40
-IDS: list[int] = torch.randint(1, 96, (LENGTH,), generator=torch.Generator().manual_seed(1)).tolist()
-# Whole, and as it is served: a prompt in two chunks, then token by token.
-CHUNKS = ((LENGTH,), (17, 8, *[1] * 15))
-FORMATS = ("safetensors", "gguf", "gguf-q8_0")
 CELLS = [pytest.param(name, form, id=f"{name}-{form}") for name in TINY_MODELS for form in FORMATS]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The same weights, served and in transformers."""
-
-    served: ServedModel
-    oracle: Any
-
-
 Make = Callable[[TinyModel, str], Pair]
 
 
@@ -70,21 +62,6 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         return made[id(tiny), form]
 
     return pair_of
-
-
-def written_model(tiny: TinyModel, model: Any, form: str, folder: Path) -> tuple[Any, Path]:
-    """The model with the weights of its file, and the file."""
-    if form == "safetensors":
-        model.save_pretrained(folder)
-        return model, folder
-    kind = GGMLQuantizationType.F32 if form == "gguf" else GGMLQuantizationType.Q8_0
-    return write_gguf(model, folder / "model.gguf", tiny.arch, kind), folder / "model.gguf"
-
-
-def logits_of(model: Any, ids: list[int] = IDS) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
-    return logits
 
 
 def check(served: ServedModel, mixture: selection.Mixture, expected: Tensor) -> None:
@@ -121,15 +98,8 @@ def test_a_dora_on_fused_layers_and_beside_biases(make: Make, tmp_path: Path, na
 
 def check_lora(pair: Pair, folder: Path, *, use_dora: bool) -> None:
     """An adapter that changes every linear layer, the head too."""
-    from peft import LoraConfig, get_peft_model
-
     base = pair.served.registry.base
-    modules = sorted({path.rpartition(".")[2] for path in base.linear_shapes})
-    config = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=5, target_modules=modules, use_dora=use_dora)
-    peft = get_peft_model(copy.deepcopy(pair.oracle), config, adapter_name="a0").float().eval()
-    randomised(peft, "a0", seed=3)
-    adapted = {path for path in base.linear_shapes if isinstance_of_lora(peft, path)}
-    assert adapted == base.linear_shapes.keys()  # every module that we know is one that PEFT adapts
+    peft = peft_on_every_module(pair.oracle, base, use_dora=use_dora)
     expected = logits_of(peft)
     assert (expected - logits_of(pair.oracle)).abs().max() > 100 * LOGITS_BAR
     loaded = load_lora(written(peft, "a0", folder / "a0"), base, AdapterLimits())
@@ -144,7 +114,7 @@ def check_expert_lora(pair: Pair, folder: Path) -> None:
     from peft import PeftModel
 
     base = pair.served.registry.base
-    mixture = every_module_mixture(base, base.linear_shapes)
+    mixture = mixture_on_every_module(base, base.linear_shapes)
     adapter = mixture.write(folder, "original") / mixture.order[0]
     peft = PeftModel.from_pretrained(copy.deepcopy(pair.oracle), adapter).float().eval()
     expected = logits_of(peft)
@@ -154,44 +124,13 @@ def check_expert_lora(pair: Pair, folder: Path) -> None:
     check(pair.served, selection.Mixture(constant=(selection.WeightedBank(loaded.bank, 1.0),)), expected)
 
 
-def isinstance_of_lora(peft: Any, path: str) -> bool:
-    return "a0" in getattr(peft.base_model.model.get_submodule(path), "lora_A", {})
-
-
-def every_module_mixture(base: BaseModelShape, shapes: Mapping[str, tuple[int, int]]) -> Mixture:
-    """An adapter on every module, and one on every second."""
-    modules = tuple(dict.fromkeys(path.split(".", 3)[-1] for path in shapes))
-    config = {
-        "enable_softmax": True,
-        "enable_softmax_topk": False,
-        "softmax_temperature": 1.0,
-        "top_k_lora": None,
-        "scaling_pass_value": 0.0,
-        "global_scaling_weight": 1.0,
-        "xlora_dropout_p": 0.2,
-    }
-    experts = (Expert(2, modules), Expert(3, modules[::2]))
-    return Mixture(
-        experts,
-        config,
-        depth=2,
-        size=8,
-        use_bias=True,
-        relu=True,
-        inner_step=3,
-        seed=1,
-        shapes=shapes,
-        hidden=base.hidden_size,
-    )
-
-
 @pytest.mark.parametrize(("name", "form"), CELLS)
 def test_an_xlora_on_every_module(make: Make, tmp_path: Path, name: str, form: str) -> None:
     pair = make(TINY_MODELS[name], form)
     base = pair.served.registry.base
     # PEFT's mixtures adapt modules: not experts that transformers has fused, nor their router.
     shapes = {path: shape for path, shape in base.linear_shapes.items() if "block_sparse_moe" not in path}
-    mixture = every_module_mixture(base, shapes)
+    mixture = mixture_on_every_module(base, shapes)
     logits, scalings = peft_answer(pair.oracle, mixture, mixture.write(tmp_path, "original"), IDS)
     assert (logits - logits_of(pair.oracle)).abs().max() > 100 * LOGITS_BAR
     # No ordering: the rows are in the order of the model's modules, which must be PEFT's.

@@ -168,7 +168,9 @@ def mixtures() -> st.SearchStrategy[Mixture]:
     return draw_one()
 
 
-def peft_answer(base: Any, mixture: Mixture, folder: Path, token_ids: list[int]) -> tuple[Tensor, Tensor]:
+def peft_answer(
+    base: Any, mixture: Mixture, folder: Path, token_ids: list[int], dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Logits [tokens, vocab_size] and applied scalings [tokens, layers, adapters] of PEFT's forward pass.
 
     Its own saving and loading of X-LoRA takes no part: the classifier's tensors are put in by hand.
@@ -189,7 +191,7 @@ def peft_answer(base: Any, mixture: Mixture, folder: Path, token_ids: list[int])
         **{**mixture.config, "scaling_pass_value": 0.0 if value is None else value},
     )
     with _loading_by_path() if HEAD in mixture.paths else contextlib.nullcontext():
-        model = get_peft_model(base, config).float().eval()
+        model = get_peft_model(base, config).to(dtype).eval()
     model.base_model.set_scaling_pass_value(value)
     sequential = model.base_model.internal_xlora_classifier.layers
     linear = [module for module in sequential if isinstance(module, torch.nn.Linear)]
