@@ -21,7 +21,7 @@ from tests.clients.fakes import serve
 
 def run(name: str) -> None:
     """Serves until SIGTERM, as `name` (`ordering` or `inference`)."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=f"help of {name}")
     parser.add_argument("--listen", required=True)
     parser.add_argument("--port-file", type=Path, required=True)
     given, _ = parser.parse_known_args()

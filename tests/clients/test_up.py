@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -102,8 +103,9 @@ def gone(pid: int) -> bool:
 
 def test_the_ordering_service_comes_first_and_goes_last(start: Start, events: Path, tmp_path: Path) -> None:
     (tmp_path / "adapters").mkdir()
-    words = ("--batch-invariant", "--quantize", "q8_0")
-    process = start("--json", "--ordering", "demo@3", "--adapter-root", "adapters", *words)
+    words = ("--batch-invariant", "--quantize", "q8_0", "--xlora-granularity=every:4", "--no-prefix-caching")
+    options = ("--ordering-log-level", "debug", "--ordering-busy-timeout-ms=9")
+    process = start("--json", "--ordering", "demo@3", "--adapter-root", "adapters", *words, *options)
     said = ready(process)
     assert said["data_dir"] == str(tmp_path / "data")
     assert isinstance(said["model"], dict)
@@ -123,7 +125,9 @@ def test_the_ordering_service_comes_first_and_goes_last(start: Start, events: Pa
     ]
     arguments = next(line for line in events.read_text().splitlines() if line.startswith("inference started"))
     assert f"--ordering-address {said['ordering']}" in arguments
-    assert f"--ordering demo@3 --adapter-root {tmp_path / 'adapters'} {' '.join(words)}" in arguments
+    assert arguments.endswith(f"--ordering demo@3 --adapter-root {tmp_path / 'adapters'} {' '.join(words)}")
+    ordering_arguments = next(line for line in events.read_text().splitlines() if line.startswith("ordering started"))
+    assert ordering_arguments.endswith("--log-level debug --busy-timeout-ms=9")
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["logs"]
 
 
@@ -200,6 +204,25 @@ def test_a_service_that_refuses_its_configuration_says_why(start: Start, tmp_pat
     assert "exit code 2" in error["message"]
     assert "error: the ordering is misconfigured key=1" in error["message"]
     assert "misconfigured" in (tmp_path / "data" / "logs" / "ordering.log").read_text()
+
+
+@pytest.mark.parametrize("words", [("stray",), ("--port-file", "x"), ("--ordering-address=127.0.0.1:1",)])
+def test_what_cannot_be_passed_on_is_wrong_usage(start: Start, events: Path, words: tuple[str, ...]) -> None:
+    out, _ = (process := start("--json", *words)).communicate()
+    assert process.returncode == 2
+    assert words[0].partition("=")[0] in json.loads(out)["error"]["message"]
+    assert story(events) == []
+
+
+def test_help_says_what_the_services_say_of_their_options(start: Start, tmp_path: Path) -> None:
+    out, _ = (process := start("--help")).communicate()
+    assert process.returncode == 0
+    first, inference, ordering = re.split("Any other option|One that begins with --ordering-", out)
+    assert "--ordering-listen" in first
+    for said, name in ((inference, "inference"), (ordering, "ordering")):
+        assert f"help of {name}" in said
+    (tmp_path / "fakes" / "inference_svc" / "__main__.py").unlink()
+    assert "pip install 'loramux[inference,ordering]'" in start("--help").communicate()[0]
 
 
 def test_an_interrupt_before_readiness_stops_the_start(start: Start, events: Path) -> None:

@@ -21,6 +21,7 @@ from loramux.cli import (
     ordering_removal,
     ordering_watch,
     scalings,
+    service_options,
     up,
     xlora_conversion,
 )
@@ -59,7 +60,7 @@ def options(
         raise typer.Exit
 
 
-app.command("up")(up.up)
+app.command("up", cls=service_options.UpCommand, context_settings=service_options.SETTINGS)(up.up)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("model")(model.model)

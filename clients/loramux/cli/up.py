@@ -18,6 +18,7 @@ from rich.text import Text
 from loramux.cli.choices import describe_selection
 from loramux.cli.problems import INTERRUPTED
 from loramux.cli.processes import ServiceProcess, progress_in, readable
+from loramux.cli.service_options import split_options
 from loramux.cli.session import DEFAULT_ORDERING_ADDRESS, JsonOption, Session, open_session
 from loramux.cli.starting_points import (
     OrderingImport,
@@ -58,21 +59,22 @@ class Plan:
     orderings: tuple[str, ...]
     adapter_roots: tuple[Path, ...]
     model_roots: tuple[Path, ...]
-    extra: tuple[str, ...]
+    inference_options: tuple[str, ...]  # passed on as they are
+    ordering_options: tuple[str, ...]
 
     def ordering_program(self, port_file: Path) -> list[str]:
         """The command line of the ordering service."""
         program = [sys.executable, "-P", "-m", "ordering_svc", "--data-dir", str(self.data_dir / "ordering")]
         program += ["--listen", self.ordering_listen, "--port-file", str(port_file)]
         program += _repeated("--model-root", self.model_roots)
-        return program + _repeated("--adapter-root", self.adapter_roots)
+        return [*program, *_repeated("--adapter-root", self.adapter_roots), *self.ordering_options]
 
     def inference_program(self, port_file: Path, ordering_address: str) -> list[str]:
         """The command line of the inference service."""
         program = [sys.executable, "-P", "-m", "inference_svc", "--model", self.model, "--listen", self.listen]
         program += ["--port-file", str(port_file), "--ordering-address", ordering_address]
         program += ["--data-dir", str(self.data_dir / "inference"), *_repeated("--ordering", self.orderings)]
-        return [*program, *_repeated("--adapter-root", self.adapter_roots), *self.extra]
+        return [*program, *_repeated("--adapter-root", self.adapter_roots), *self.inference_options]
 
 
 def up(
@@ -97,20 +99,6 @@ def up(
         list[Path] | None,
         typer.Option(exists=True, file_okay=False, help="The ordering service may read models here; repeatable."),
     ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Apply the orderings again when they get a new revision or a tag moves.")
-    ] = False,
-    eviction: Annotated[
-        str | None, typer.Option(metavar="never|lru", help="What makes room at a limit. Default: never.")
-    ] = None,
-    base_model_id: Annotated[str | None, typer.Option(help="What orderings call the model.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    quantize: Annotated[
-        str | None, typer.Option(metavar="q8_0|q4_k", help="Pack a float model while it is loaded.")
-    ] = None,
-    batch_invariant: Annotated[
-        bool, typer.Option("--batch-invariant", help="Equal answers, alone or in a crowd, to the bit.")
-    ] = False,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Inference service.")] = DEFAULT_ADDRESS,
     ordering_listen: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Ordering service.")
@@ -120,14 +108,9 @@ def up(
 ) -> None:
     """Start both services here; Ctrl-C drains them, a second one kills them."""
     session = open_session(context, as_json)
+    inference_options, ordering_options = split_options(context.args)
     found = ordering_imports(imports or ())
     beside = {folder for entry in found for folder in (entry.path.resolve().parent, entry.adapter_folder) if folder}
-    extra = ["--batch-invariant"] if batch_invariant else []
-    extra += ["--follow"] if follow else []
-    extra += ["--eviction", eviction] if eviction is not None else []
-    extra += ["--device", device] if device is not None else []
-    extra += ["--quantize", quantize] if quantize is not None else []
-    extra += ["--base-model-id", base_model_id] if base_model_id is not None else []
     plan = Plan(
         model=model,
         data_dir=(data_dir or default_data_dir()).expanduser().resolve(),
@@ -137,7 +120,8 @@ def up(
         orderings=tuple(ordering or ()),
         adapter_roots=(*(path.resolve() for path in adapter_root or ()), *sorted(beside)),
         model_roots=(*(path.resolve() for path in model_root or ()), *model_folders(model)),
-        extra=tuple(extra),
+        inference_options=tuple(inference_options),
+        ordering_options=tuple(ordering_options),
     )
     plan.data_dir.mkdir(parents=True, exist_ok=True)
     run_dir = Path(tempfile.mkdtemp(prefix="run-", dir=plan.data_dir))
