@@ -20,13 +20,11 @@ from inference_svc.models.definition import ModelDefinition
 from inference_svc.models.loading import check_tensors, load_checkpoint, read_config
 from inference_svc.tokenization.source import tokenizer_of
 from inference_svc.tokenization.tokenizer import ModelTokenizer
-from inference_svc.weights.errors import UnsupportedFile
 from inference_svc.weights.in_situ import FLOAT_TYPES, Scheme
 from inference_svc.weights.loader import Observer, WeightLoader
 from inference_svc.weights.locate import locate_model
 from inference_svc.weights.opening import ModelSource, open_model
 from inference_svc.weights.quantization import QuantizedTensor
-from inference_svc.weights.source import SourceFormat, TensorSource
 
 EMBEDDING = "model.embed_tokens"
 # What orderings call models that are found under another name here.
@@ -122,6 +120,7 @@ def open_base_model(
 
     Raises:
         WeightsError: a file is missing, malformed or of a kind that is not supported.
+        TokenizationError: the tokenizer of a model on a hub is of a kind that is not supported.
         InvalidRequest: no such device or kernels here.
     """
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
@@ -129,7 +128,7 @@ def open_base_model(
 
     def opened(source: ModelSource, hub_id: str | None) -> OpenedModel:
         loader = WeightLoader(source, quantize=quantize, device=target, on_progress=on_progress)
-        check_loadable(loader)
+        check_tensors(loader)
         name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or hub_id or ""
         return OpenedModel(source, loader, read_config(loader), name, target, choice)
 
@@ -137,20 +136,10 @@ def open_base_model(
         model = opened(source, None)
         if before_download is not None:
             before_download(model)
+        tokenizer_of(source, model.config.vocab_size)
 
     located = locate_model(reference, check)
     return opened(open_model(located.path), located.hub_id)
-
-
-def check_loadable(source: TensorSource) -> None:
-    """Refuse, by its headers alone, a model that would not be loaded.
-
-    Raises:
-        UnsupportedFile, MalformedFile: as for `open_base_model`.
-    """
-    if source.format is not SourceFormat.GGUF:
-        raise UnsupportedFile(str(source.path), "safetensors are not served yet: take a conversion to GGUF")
-    check_tensors(source)
 
 
 def define(checkpoint: Checkpoint) -> ModelDefinition:

@@ -25,6 +25,8 @@ NUM_CONNECTIONS = 8
 def hub_source(listing: HubListing, chosen: ModelFiles) -> ModelSource:
     """The model that files of a repository make, as if they were here; a tensor that is read is read from the hub.
 
+    Of a checkpoint in safetensors everything but the weights is downloaded for it, into the folder that is its path.
+
     Raises:
         MalformedFile, UnsupportedFile: a header or config is broken, or of another kind.
         WeightsError: the hub refuses, or is away.
@@ -33,9 +35,11 @@ def hub_source(listing: HubListing, chosen: ModelFiles) -> ModelSource:
         return _gguf(listing, chosen.files, chosen.first_part)
     config = read_json_object(listing.fetch(CONFIG))
     weights = [file for file in chosen.files if file.endswith(".safetensors")]
+    listing.download([file for file in chosen.files if file not in weights])
     with ThreadPoolExecutor(NUM_CONNECTIONS, "headers") as threads:
         headers = threads.map(lambda file: _safetensors_entries(listing.remote(file, FIRST_READ_SAFETENSORS)), weights)
-        return SafetensorsModel(Path(listing.name), config, {e.name: e for entries in headers for e in entries})
+        entries = {entry.name: entry for found in headers for entry in found}
+    return SafetensorsModel(listing.folder, config, entries)
 
 
 def _gguf(listing: HubListing, parts: Sequence[str], first_part: str) -> GgufFile:

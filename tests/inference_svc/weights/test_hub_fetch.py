@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from inference_svc.config import load_config
 from inference_svc.memory_plan import room_for_adapters
-from inference_svc.models.base_model import check_loadable, open_base_model
+from inference_svc.models.base_model import OpenedModel, open_base_model
+from inference_svc.tokenization.errors import TokenizationError
 from inference_svc.weights.errors import (
     FileMissing,
     MalformedFile,
@@ -19,12 +21,12 @@ from inference_svc.weights.errors import (
     TooLarge,
     UnsupportedFile,
 )
-from inference_svc.weights.hub_fetch import download_adapter, download_model
+from inference_svc.weights.hub_fetch import download_adapter
 from inference_svc.weights.source import SourceFormat
 from tests.inference_svc.weights.fake_hub import FakeHub, commit, sha256
 from tests.inference_svc.weights.hub_world import MODEL, OLD_MODEL, PARTS, SHARDS, blobs, fetch, names, reference, shard
 from tests.inference_svc.weights.repositories import Checks, checkpoint, gguf_bytes, safetensors_bytes
-from tests.inference_svc.weights.tiny_llama import write_tiny_llama_gguf
+from tests.inference_svc.weights.tiny_folder import TOKENS, TinyModel, write_tiny_model
 
 
 def test_a_repository_stands_for_its_only_gguf_file(hub: FakeHub) -> None:
@@ -116,10 +118,11 @@ def test_of_a_checkpoint_config_and_headers_are_looked_at_before_it_is_downloade
     with pytest.raises(UnsupportedFile, match="not this one"):
         fetch("org/sharded", refused)
     (source,) = refused.asked
-    assert (str(source.path), source.format) == ("org/sharded", SourceFormat.HUGGING_FACE)
+    assert source.format is SourceFormat.HUGGING_FACE
     assert source.metadata == {"model_type": "llama"}
     assert {name: entry.shape for name, entry in source.entries.items()} == {f"tensor.{n}": (5000,) for n in range(3)}
-    assert len(blobs(tmp_path, "org/sharded")) == 2  # config and index
+    assert not any((source.path / name).exists() for name in SHARDS)
+    assert (source.path / "tokenizer.json").exists()
     assert len(hub.content_requests()) == 3
 
 
@@ -134,7 +137,7 @@ def test_a_tensor_of_a_type_that_is_not_supported_is_refused_by_the_header(hub: 
     hub.repositories["org/odd"] = {"main": {**checkpoint(), "model.safetensors": safetensors_bytes(0, dtype="I16")}}
     with pytest.raises(UnsupportedFile, match="tensor 'weight' is of dtype I16"):
         fetch("org/odd")
-    assert len(blobs(tmp_path, "org/odd")) == 1
+    assert sha256(safetensors_bytes(0, dtype="I16")) not in blobs(tmp_path, "org/odd")
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 2000, struct.pack("<Q", 1 << 24) + b"{" * 2000])
@@ -197,39 +200,73 @@ def test_a_config_that_is_not_small_is_not_downloaded(hub: FakeHub, monkeypatch:
         fetch("org/odd")
 
 
-def test_the_service_refuses_what_it_could_not_run_before_it_downloads_it(hub: FakeHub, tmp_path: Path) -> None:
-    write_tiny_llama_gguf(tmp_path / "tiny.gguf")
-    whole = (tmp_path / "tiny.gguf").read_bytes()
-    hub.repositories["org/tiny"] = {
-        "main": {"tiny.gguf": whole},
-        "other": {"tiny.gguf": whole.replace(b"llama", b"mamba")},
-        "lacking": {"tiny.gguf": whole.replace(b"blk.1.ffn_up", b"blk.1.ffn_xx")},
-    }
-    for revision, message in [
-        ("other", r"architecture 'mamba' \(`general\.architecture`\) is not supported: .*llama"),
-        ("lacking", r"tensor 'blk\.1\.ffn_up\.weight' is missing"),
-    ]:
-        with pytest.raises((UnsupportedFile, MalformedFile), match=message) as caught:
-            download_model(reference(f"org/tiny@{revision}"), check_loadable)
-        assert caught.value.path == f"org/tiny@{revision}:tiny.gguf"
-    assert blobs(tmp_path, "org/tiny") == set()
-    assert download_model(reference("org/tiny"), check_loadable).read_bytes() == whole
+def opened(text: str, before_download: Callable[[OpenedModel], object] | None = None) -> OpenedModel:
+    """As the service opens a model."""
+    return open_base_model(
+        text,
+        base_model_id=None,
+        device="cpu",
+        kernels="reference",
+        batch_invariant=False,
+        before_download=before_download,
+    )
 
 
-def test_a_model_that_does_not_fit_into_memory_is_not_downloaded(hub: FakeHub, tmp_path: Path) -> None:
-    write_tiny_llama_gguf(tmp_path / "tiny.gguf")
-    hub.repositories["org/tiny"] = {"main": {"tiny.gguf": (tmp_path / "tiny.gguf").read_bytes()}}
+@pytest.fixture
+def tiny(hub: FakeHub, tmp_path: Path) -> TinyModel:
+    """A small model that runs, as `org/tiny` and as `org/tiny-gguf`."""
+    model = write_tiny_model(tmp_path / "tiny")
+    hub.repositories["org/tiny-gguf"] = {"main": {"tiny.gguf": model.gguf.read_bytes()}}
+    hub.repositories["org/tiny"] = {"main": {path.name: path.read_bytes() for path in model.folder.iterdir()}}
+    return model
+
+
+@pytest.mark.parametrize("text", ["org/tiny", "org/tiny-gguf"])
+def test_the_service_loads_what_comes_from_a_hub(hub: FakeHub, tiny: TinyModel, text: str) -> None:
+    model = opened(text).load()
+    assert model.shape.base_model_id == text
+    assert model.quantization == "F32"
+    assert model.tokenizer.encode("The sea") == list(map(TOKENS.index, ["Th", *"eĠsea"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "message"),
+    [
+        (
+            "org/tiny-gguf",
+            b"llama",
+            b"mamba",
+            r"architecture 'mamba' \(`general\.architecture`\) is not supported: .*llama",
+        ),
+        ("org/tiny-gguf", b"blk.1.ffn_up", b"blk.1.ffn_xx", r"tensor 'blk\.1\.ffn_up\.weight' is missing"),
+        ("org/tiny-gguf", b"gpt2", b"what", "what"),
+        ("org/tiny", b'"llama"', b'"mamba"', r"architecture 'mamba' \(`model_type`\) is not supported: .*llama"),
+        ("org/tiny", b"1.mlp.up_proj", b"1.mlp.xx_proj", r"tensor 'model\.layers\.1\.mlp\.up_proj\.weight' is missing"),
+        ("org/tiny", b'"hidden_size": 64', b'"hidden_size": 32', "has the shape"),
+        ("org/tiny", b'"torch_dtype"', b'"quantization_config"', "quantization_config"),
+        ("org/tiny", b'"BPE"', b'"ABC"', "tokenizer"),
+    ],
+)
+def test_the_service_refuses_what_it_could_not_run_before_it_downloads_it(
+    hub: FakeHub, tiny: TinyModel, tmp_path: Path, text: str, old: bytes, new: bytes, message: str
+) -> None:
+    files = hub.repositories[text]["main"]
+    hub.move(text, "main", {name: content.replace(old, new) for name, content in files.items()})
+    with pytest.raises((UnsupportedFile, MalformedFile, TokenizationError), match=message) as caught:
+        opened(text)
+    assert "\n" not in str(caught.value)
+    assert not any(
+        sha256(content) in blobs(tmp_path, text)
+        for content in hub.repositories[text]["main"].values()
+        if len(content) > 100_000
+    )
+
+
+def test_a_model_that_does_not_fit_into_memory_is_not_downloaded(hub: FakeHub, tiny: TinyModel, tmp_path: Path) -> None:
     config = load_config({"max_adapter_bytes": 1 << 60}, {})
-    with pytest.raises(NotEnoughMemory, match=r"org/tiny:tiny\.gguf: it does not fit: .* GB \(weights\) \+ "):
-        open_base_model(
-            "org/tiny",
-            base_model_id=None,
-            device="cpu",
-            kernels="reference",
-            batch_invariant=False,
-            before_download=lambda opened: room_for_adapters(config, opened),
-        )
-    assert blobs(tmp_path, "org/tiny") == set()
+    with pytest.raises(NotEnoughMemory, match=r"org/tiny-gguf:tiny\.gguf: it does not fit: .* GB \(weights\) \+ "):
+        opened("org/tiny-gguf", before_download=lambda model: room_for_adapters(config, model))
+    assert blobs(tmp_path, "org/tiny-gguf") == set()
 
 
 def test_several_models_are_listed_with_sizes_and_one_is_suggested(hub: FakeHub) -> None:
@@ -247,9 +284,9 @@ def test_a_disk_without_room_is_named_with_the_arithmetic(
 ) -> None:
     free = 30_000
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - free, free))
-    with pytest.raises(NoRoom, match=r"needs 58\.9 KiB and 29\.3 KiB are free in .*/hub: make room for 29\.6 KiB more"):
+    with pytest.raises(NoRoom, match=r"needs 58\.8 KiB and 29\.3 KiB are free in .*/hub: make room for 29\.5 KiB more"):
         fetch("org/sharded")
-    assert len(blobs(tmp_path, "org/sharded")) == 2  # config and index
+    assert sha256(shard(0)) not in blobs(tmp_path, "org/sharded")
     free = 70_000
     fetch("org/sharded")
 

@@ -43,8 +43,8 @@ def write_tiny_llama_gguf(
     """Write the file; return what its weights dequantize to, under the names and in the layout of Hugging Face.
 
     The rows of Q and K are permuted in the file, as they are in real ones. `vocab` is the number of tokens, or the
-    tokens of a byte-level BPE vocabulary without merges, which the file then carries. With an `original_length` longer
-    sequences have other rotary factors (LongRoPE).
+    tokens of a byte-level BPE vocabulary, which the file then carries: those of two characters are its merges. With an
+    `original_length` longer sequences have other rotary factors (LongRoPE).
     """
     random = np.random.default_rng(seed)
     head_dim = hidden // heads
@@ -82,7 +82,7 @@ def write_tiny_llama_gguf(
         writer.add_tokenizer_pre("default")
         writer.add_token_list(list(vocab))
         writer.add_token_types([gguf.TokenType.NORMAL] * size)
-        writer.add_token_merges([])
+        writer.add_token_merges([" ".join(token) for token in vocab if len(token) == 2])
     weights: Weights = {}
     for name, shape in shapes.items():
         is_norm = len(shape) == 1
