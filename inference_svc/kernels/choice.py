@@ -37,9 +37,13 @@ class KernelChoice:
         notice = self.notice
         if self.name != "reference":
             try:
-                return NativeExecutor(
-                    model, num_threads=torch.get_num_threads(), exact=self.name == "native-exact"
-                ), notice
+                native = NativeExecutor(
+                    model,
+                    num_threads=torch.get_num_threads(),
+                    exact=self.name == "native-exact",
+                    batch_invariant=self.batch_invariant,
+                )
+                return native, notice
             except NativeUnavailable as error:
                 notice = _refused_or_told(error, self.is_required)
         return EagerExecutor(model, ReferenceKernels(batch_invariant=self.batch_invariant), self.dtype), notice

@@ -22,12 +22,12 @@ def reference(model: ModelDefinition, batch_invariant: bool) -> Executor:
 
 def native_exact(model: ModelDefinition, batch_invariant: bool) -> Executor:
     """Compiled, in float32. Raises NativeUnavailable where it cannot be had."""
-    return NativeExecutor(model, num_threads=2, exact=True)
+    return NativeExecutor(model, num_threads=2, exact=True, batch_invariant=batch_invariant)
 
 
 def native(model: ModelDefinition, batch_invariant: bool) -> Executor:
     """Compiled, activations rounded: held to the bars of accuracy, not of parity. Raises NativeUnavailable."""
-    return NativeExecutor(model, num_threads=2, exact=False)
+    return NativeExecutor(model, num_threads=2, exact=False, batch_invariant=batch_invariant)
 
 
 # Those that compute in float32, and so are held to the bars of parity.

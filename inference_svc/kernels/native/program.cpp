@@ -82,6 +82,7 @@ struct Program {
     std::vector<Buffer<float>> buffers;
     // Working memory of a pass.
     Rounded rounded[2];  // for 4-bit codes, for 8-bit codes
+    Wide wide;
     std::vector<QueryTile> tiles;
     Buffer<float> partials, low;
     int64_t num_attention_items = 0;
@@ -90,7 +91,8 @@ struct Program {
     int32_t new_value(int64_t width) {
         Value value;
         value.width = width;
-        value.stride = (width + LANES - 1) / LANES * LANES;
+        // An odd number of cache lines: a column of many rows would otherwise fall into very few sets of the cache.
+        value.stride = ((width + LANES - 1) / LANES | 1) * LANES;
         values.push_back(value);
         return static_cast<int32_t>(values.size()) - 1;
     }
@@ -159,7 +161,8 @@ extern "C" double* lx_profile() { return profile; }
 
 class Runner {
   public:
-    Runner(Program& program, Threads& threads, const Pass& pass) : p(program), t(threads), pass(pass) {}
+    Runner(Program& program, Threads& threads, const Pass& pass, bool invariant)
+        : p(program), t(threads), pass(pass), invariant(invariant) {}
 
     void prepare() {
         for (size_t i = 0; i < p.buffers.size(); i++) {
@@ -176,7 +179,10 @@ class Runner {
 
     void run([[maybe_unused]] int thread) {
         const bool tiles = pass.num_rows >= ROWS_FOR_MATRIX_TILES;
-        if (tiles) begin_matrix_tiles();
+        if (is_wide())
+            begin_wide_tiles();
+        else if (tiles)
+            begin_matrix_tiles();
 #if defined(LORAMUX_PROFILE)
         for (const Operation& operation : p.operations) {
             const auto start = std::chrono::steady_clock::now();
@@ -194,6 +200,7 @@ class Runner {
     Program& p;
     Threads& t;
     const Pass& pass;
+    const bool invariant;
 
     // Cuts the rows into tiles; all layers have the same heads.
     void plan_tiles(const AttentionShape& shape) {
@@ -291,7 +298,7 @@ class Runner {
 
     void elementwise(const Operation& o) {
         constexpr int64_t piece = 128;
-        const int64_t width = p.values[o.output].stride;
+        const int64_t width = (p.values[o.output].width + LANES - 1) / LANES * LANES;
         share_pieces((width + piece - 1) / piece, [&](int64_t row, int64_t first, int64_t end) {
             const float* x = row_of(o.inputs[0], row);
             const float* y = o.inputs[1] < 0 ? nullptr : row_of(o.inputs[1], row);
@@ -311,7 +318,10 @@ class Runner {
     }
 
     // With many rows a thread takes a part of the rows through all operations; with few, a part of the columns.
-    bool by_rows() const { return pass.num_rows >= 4 * ROWS * t.count(); }
+    bool by_rows() const { return pass.num_rows >= 2 * ROWS * t.count(); }
+
+    // A program with an input is the head: what it loses would be lost in the logits at once.
+    bool is_wide() const { return by_rows() && !invariant && p.input < 0 && has_wide_products(); }
 
     // Calls body(row, first piece, last piece) for all rows and pieces of columns.
     template <typename Body>
@@ -329,7 +339,14 @@ class Runner {
         const int32_t input = o.inputs[0];
         const float* x = p.at(input);
         const int64_t x_stride = p.values[input].stride, columns = o.matrices[0].in_features;
+        if (is_wide()) {
+            t.once([&] { p.wide.resize(pass.num_rows, columns); });
+            share_pieces(columns / 32, [&](int64_t row, int64_t first, int64_t end) {
+                widen_steps(x + row * x_stride, row, first, end, p.wide);
+            });
+        }
         for (const int bits : {4, 8}) {
+            if (is_wide()) break;
             bool is_read = false;
             for (const Matrix& matrix : o.matrices) is_read = is_read || (matrix.packed && matrix.packed->bits == bits);
             if (!is_read) continue;
@@ -361,6 +378,10 @@ class Runner {
 
     void multiply(const Matrix& matrix, int64_t tile, const float* x, int64_t x_stride, int64_t first_row, int64_t end_row) {
         const Output output{p.at(matrix.out), p.values[matrix.out].stride, matrix.bias};
+        if (matrix.packed && is_wide()) {
+            if (tile % 2 == 0) wide_product(*matrix.packed, tile, p.wide, first_row, end_row, output);
+            return;
+        }
         if (matrix.packed)
             return rounded_product_tile(*matrix.packed, tile, p.rounded[matrix.packed->bits / 8], first_row, end_row, output);
         for (int64_t first = tile * 16; first < std::min(tile * 16 + 16, matrix.out_features); first += 4) {
@@ -512,13 +533,14 @@ extern "C" {
 
 // What all programs of a model share.
 struct Library {
-    explicit Library(int num_threads) : threads(num_threads) {}
+    Library(int num_threads, bool invariant) : threads(num_threads), invariant(invariant) {}
     Threads threads;
+    const bool invariant;  // no row's arithmetic depends on the other rows
     Arena arena;
     std::vector<std::unique_ptr<Packed>> packed;
 };
 
-Library* lx_library(int32_t num_threads) { return new Library(num_threads); }
+Library* lx_library(int32_t num_threads, int32_t invariant) { return new Library(num_threads, invariant); }
 void lx_library_free(Library* library) { delete library; }
 int64_t lx_packed_bytes(const Library* library) { return static_cast<int64_t>(library->arena.total()); }
 
@@ -606,7 +628,7 @@ int32_t lx_elementwise(Program* program, int32_t kind, int32_t x, int32_t y, flo
 void lx_finish(Program* program, int32_t result) { program->finish(result); }
 
 void lx_run(Program* program, Library* library, const Pass* pass) {
-    Runner runner(*program, library->threads, *pass);
+    Runner runner(*program, library->threads, *pass, library->invariant);
     runner.prepare();
     library->threads.run([&](int thread) { runner.run(thread); });
 }
@@ -616,21 +638,30 @@ void lx_product(Library* library, const Packed* packed, const float* x, int64_t 
     Rounded rounded;
     rounded.resize(num_rows, packed->columns);
     for (int64_t row = 0; row < num_rows; row++) round_steps(packed->bits, x + row * packed->columns, row, 0, rounded.steps, rounded);
-    Threads& threads = library->threads;
-    threads.run([&](int) {
+    library->threads.run([&](int) {
         begin_matrix_tiles();
-        threads.share(packed->tiles, 1, [&](int64_t first, int64_t end) {
-            for (int64_t tile = first; tile < end; tile++) rounded_product_tile(*packed, tile, rounded, 0, num_rows, Output{y, packed->rows, nullptr});
+        library->threads.share(packed->tiles, 1, [&](int64_t first, int64_t end) {
+            for (int64_t tile = first; tile < end; tile++)
+                rounded_product_tile(*packed, tile, rounded, 0, num_rows, Output{y, packed->rows, nullptr});
         });
         end_matrix_tiles();
     });
 }
 
-int32_t lx_has_matrix_tiles() {
-#if defined(LORAMUX_AMX)
-    return has_matrix_tiles();
-#else
-    return 0;
-#endif
+// The same for many rows; false where the processor has no such products.
+int32_t lx_wide_product(Library* library, const Packed* packed, const float* x, int64_t num_rows, float* y) {
+    if (!has_wide_products()) return 0;
+    Wide wide;
+    wide.resize(num_rows, packed->columns);
+    for (int64_t row = 0; row < num_rows; row++) widen_steps(x + row * packed->columns, row, 0, wide.steps, wide);
+    library->threads.run([&](int) {
+        begin_wide_tiles();
+        library->threads.share((packed->tiles + 1) / 2, 1, [&](int64_t first, int64_t end) {
+            for (int64_t pair = first; pair < end; pair++)
+                wide_product(*packed, 2 * pair, wide, 0, num_rows, Output{y, packed->rows, nullptr});
+        });
+        end_matrix_tiles();
+    });
+    return 1;
 }
 }

@@ -87,12 +87,13 @@ class _Pass(Structure):
 class Library:
     """The compiled library with its threads, and the matrices packed for it."""
 
-    def __init__(self, num_threads: int, *, exact: bool) -> None:
+    def __init__(self, num_threads: int, *, exact: bool, batch_invariant: bool) -> None:
         """Build or load it.
 
         Args:
             num_threads: that run a pass.
             exact: products in float32 over unpacked weights, instead of over rounded activations.
+            batch_invariant: no row's arithmetic may depend on how many rows there are.
 
         Raises:
             NativeUnavailable: it cannot be had on this machine.
@@ -101,7 +102,7 @@ class Library:
         self.exact = exact
         for name in ("lx_library", "lx_pack", "lx_program"):
             getattr(self.code, name).restype = c_void_p
-        self.pointer = c_void_p(self.code.lx_library(c_int32(num_threads)))
+        self.pointer = c_void_p(self.code.lx_library(c_int32(num_threads), c_int32(batch_invariant)))
         # By identity of the weight, which is kept with it: a tied embedding is packed once.
         self._packed: dict[int, tuple[QuantizedTensor, c_void_p | None]] = {}
         self.table: QuantizedTensor | None = None  # of the embedding, read as it is in the file
@@ -266,19 +267,19 @@ class Recorder:
 
 
 class NativeExecutor:
-    """Runs a model as a recorded program, on the CPU. Its results never depend on what else is in a batch."""
+    """Runs a model as a recorded program, on the CPU."""
 
     name = "native"
-    batch_invariant = True
     dtype = torch.float32
 
-    def __init__(self, model: ModelDefinition, *, num_threads: int, exact: bool) -> None:
-        """Record the model.
+    def __init__(self, model: ModelDefinition, *, num_threads: int, exact: bool, batch_invariant: bool) -> None:
+        """Record the model; see `Library` for the arguments.
 
         Raises:
             NativeUnavailable: the library cannot be had here, or does not have what the model needs.
         """
-        self.library = Library(num_threads, exact=exact)
+        self.library = Library(num_threads, exact=exact, batch_invariant=batch_invariant)
+        self.batch_invariant = batch_invariant or exact
         self.cache_dtype = torch.float32 if exact else torch.float16
         self._linears: dict[str, int] = {}
         self._banks: weakref.WeakKeyDictionary[AdapterBank, tuple[object, c_void_p]] = weakref.WeakKeyDictionary()
