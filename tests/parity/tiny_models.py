@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,11 +166,27 @@ FOLDER_VARIANTS: dict[str, TinyModel] = {
 }
 
 
-def write_gguf(model: Any, path: Path, arch: gguf.MODEL_ARCH, quantization: gguf.GGMLQuantizationType) -> Any:
-    """Write the file as llama.cpp's converter would; return the model with the weights that it dequantizes to."""
+def write_gguf(
+    model: Any,
+    path: Path,
+    arch: gguf.MODEL_ARCH,
+    quantization: gguf.GGMLQuantizationType,
+    vocabulary: Sequence[str] = (),
+) -> Any:
+    """Write the file as llama.cpp's converter would; return the model with the weights that it dequantizes to.
+
+    `vocabulary` are the tokens of a byte-level BPE; without it there is no tokenizer in the file.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     _write_metadata(writer, config, arch)
+    if vocabulary:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(list(vocabulary))
+        writer.add_token_types([gguf.TokenType.NORMAL] * len(vocabulary))
+        writer.add_token_merges(['! "'])
+        writer.add_eos_token_id(len(vocabulary) - 1)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
