@@ -2,10 +2,11 @@
 
     python -m tests.parity.record_llamacpp LLAMA_SERVER VERSION
 
-LLAMA_SERVER is llama.cpp's server program, VERSION how the file calls it. Writes `llamacpp_golden.json` beside this file. The models are in float32,
-and so are keys and values: packed weights would be multiplied with activations rounded to 8 bits, and the tokens would
-then tell llama.cpp's rounding. It does not compute the windows of Mistral, Phi-3 and StarCoder2, so these models have
-none here; LongRoPE's factors it chooses by the size of the context, not by the length of the text.
+LLAMA_SERVER is llama.cpp's server program, VERSION how the file calls it. Writes `llamacpp_golden.json` beside this
+file. The models are in float32, and so are keys and values: packed weights would be multiplied with activations rounded
+to 8 bits, and the tokens would then tell llama.cpp's rounding. It does not compute the windows of Mistral, Phi-3 and
+StarCoder2, so these models have none here; LongRoPE's factors it chooses by the size of the context, not by the length
+of the text.
 """
 
 from __future__ import annotations
