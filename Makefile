@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check -q
 RUN := .venv/bin
 
-.PHONY: demo demo-adapters test stress torture check format protos check-protos clean
+.PHONY: demo demo-adapters test stress torture bench bench-peers check format protos check-protos clean
 
 demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
 	$(RUN)/python -m orderings.demo.run
@@ -16,6 +16,16 @@ stress: .venv/.development  ## 10,000 requests while adapters change under them 
 
 torture: .venv/.development  ## 200 kills, 10,000 races, 50,000 random calls against the ordering service (about an hour)
 	LORAMUX_TORTURE=1 $(RUN)/pytest -q -s tests/torture
+
+PEERS ?= llama.cpp mistralrs vllm peft
+BENCH_PEERS_DIR ?=
+BENCH ?=
+
+bench: .venv/.development $(if $(BENCH_PEERS_DIR),,bench-peers)  ## ours against peers; BENCH="--row prefill --profile varied"
+	$(RUN)/python -m benchmarks.speed --peers-folder $(or $(BENCH_PEERS_DIR),build/peers) --peers $(PEERS) $(BENCH)
+
+bench-peers: .venv/.development  ## install the peers that `make bench` compares with (vLLM alone is 3.5 GB)
+	$(RUN)/python -m benchmarks.peers.installations $(PEERS)
 
 check: .venv/.development check-protos  ## format, lint, types, contracts
 	$(RUN)/ruff format --check .
