@@ -269,17 +269,23 @@ class Engine:
         scheduled = self.scheduler.schedule()
         if not scheduled:
             return
+        began = time.perf_counter()
+        num_decoding = sum(item.sequence.is_decoding for item in scheduled)
+        num_tokens = sum(item.num_tokens for item in scheduled)
         results = self._runner.run([self._row_request(item) for item in scheduled])
         for item, result in zip(scheduled, results, strict=True):
             self._advance(item, result)
+        self.scheduler.pace.note(num_decoding, num_tokens - num_decoding, time.perf_counter() - began)
 
     def _take_in(self) -> None:
         """Admit what has arrived; drop what nobody reads any more."""
         self._empty_inbox()
+        earliest = time.monotonic() - self.config.slow_reader_seconds
         for answer in list(self._answers.values()):
-            if answer.stream.is_cancelled:
+            stream = answer.stream
+            if stream.is_cancelled:
                 self._end(answer)
-            elif answer.stream.seconds_unread() > self.config.slow_reader_seconds:
+            elif stream.pending_since is not None and stream.pending_since < earliest:
                 self._end(answer, ReaderTooSlow(f"nothing was read for {self.config.slow_reader_seconds:g} seconds"))
 
     def _empty_inbox(self) -> None:

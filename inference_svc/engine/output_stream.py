@@ -17,23 +17,18 @@ class OutputStream:
         self._on_ready = on_ready
         self._lock = threading.Lock()
         self._pending: list[Event] = []
-        self._pending_since: float | None = None
-        self._cancelled = False
-
-    @property
-    def is_cancelled(self) -> bool:
-        """The reader has gone away."""
-        return self._cancelled
+        self.pending_since: float | None = None  # time.monotonic of the oldest event that was not taken yet
+        self.is_cancelled = False  # the reader has gone away
 
     def cancel(self) -> None:
         """Stop the request at the next step. Any thread; any number of times."""
-        self._cancelled = True
+        self.is_cancelled = True
 
     def put(self, event: Event) -> None:
         """Append an event and wake the reader. The engine's side."""
         with self._lock:
             if not self._pending:
-                self._pending_since = time.monotonic()
+                self.pending_since = time.monotonic()
             self._pending.append(event)
         self._on_ready()
 
@@ -41,7 +36,7 @@ class OutputStream:
         """All pending events, consecutive outputs joined into one; may be empty. The reader's side."""
         with self._lock:
             pending, self._pending = self._pending, []
-            self._pending_since = None
+            self.pending_since = None
         events: list[Event] = []
         for event in pending:
             if isinstance(event, Output) and events and isinstance(events[-1], Output):
@@ -49,8 +44,3 @@ class OutputStream:
             else:
                 events.append(event)
         return events
-
-    def seconds_unread(self) -> float:
-        """How long the oldest pending event has waited."""
-        since = self._pending_since
-        return 0.0 if since is None else time.monotonic() - since

@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from inference_svc.kv_cache.blocks import BlockPool
+from inference_svc.scheduling.chunks import next_tokens, share_between_prompts
+from inference_svc.scheduling.pace import StepPace
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 
 
@@ -31,6 +33,7 @@ class Scheduler:
         self.max_running = max_running
         self.max_batch_tokens = max_batch_tokens
         self.counters = SchedulerCounters()
+        self.pace = StepPace()
         self._waiting: deque[Sequence] = deque()  # both in order of arrival; all that wait came after all that run
         self._running: list[Sequence] = []
 
@@ -66,24 +69,30 @@ class Scheduler:
             self._waiting.remove(sequence)
 
     def schedule(self) -> list[ScheduledSequence]:
-        """Choose the next step: one token of every decoding sequence, then prompt chunks in order of arrival.
+        """Choose the next step: one token of every decoding sequence, then chunks of prompts.
 
-        Decoding goes first so that a long prompt never stalls a stream; a prompt takes what is left of the budget. No
-        pass of the step has more rows than the budget. A scaling pass that has skipped positions may need many: then
-        those that decode keep a row each, and what does not fit is caught up in the steps that follow.
+        Decoding goes first so that a long prompt never stalls a stream: beside it prompts take what is left of the
+        budget, and no more than the pace of steps allows. No pass of the step has more rows than the budget. A scaling
+        pass that has skipped positions may need many: then those that decode keep a row each, and what does not fit is
+        caught up in the steps that follow.
         """
         self._grow()
         self._admit()
+        decoding, prompts = [], []
+        for sequence in self._running:
+            (decoding if sequence.is_decoding else prompts).append(sequence)
         budget = self.max_batch_tokens
-        num_decoding = sum(sequence.is_decoding for sequence in self._running)
         scheduled = []
-        for sequence in sorted(self._running, key=lambda s: not s.is_decoding):
-            num_decoding -= sequence.is_decoding
-            room = max(budget - num_decoding, min(budget, 1))
+        for num_others, sequence in zip(range(len(decoding) - 1, -1, -1), decoding, strict=True):
+            room = max(budget - num_others, min(budget, 1))
             if room == 0:
                 break
-            scheduled.append(_next_tokens(sequence, room))
+            scheduled.append(next_tokens(sequence, room))
             budget -= scheduled[-1].num_rows
+        if prompts:
+            if decoding:
+                budget = min(budget, self.pace.max_prompt_tokens(len(self._running)))
+            scheduled += share_between_prompts(prompts, budget)
         return scheduled
 
     def advance(self, item: ScheduledSequence) -> None:
@@ -116,7 +125,9 @@ class Scheduler:
             if sequence.must_switch:  # it keeps its place, and what it had: no more than it needs now
                 self._release(sequence)
                 sequence.switch()
-            if self._missing(sequence) <= self.pool.num_free:
+            if self._has_room(sequence):
+                index += 1
+            elif self._missing(sequence) <= self.pool.num_free:
                 self._take_missing(sequence)
                 index += 1
             else:
@@ -174,6 +185,15 @@ class Scheduler:
         """Blocks to leave free when another sequence is admitted: those that run can each grow by one in every pass."""
         return sum(2 if sequence.scaling_blocks.ids else 1 for sequence in self._running)
 
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Its blocks hold its tokens so far, as in most steps; a scaling pass never sees more of them."""
+        num_tokens, size = len(sequence.token_ids), self.pool.block_size
+        if num_tokens > len(sequence.blocks.ids) * size:
+            return False
+        if not sequence.needs_scaling_pass or sequence.is_frozen:
+            return True
+        return num_tokens <= len(sequence.scaling_blocks.ids) * size
+
     def _missing(self, sequence: Sequence) -> int:
         pool, missing = self.pool, sequence.blocks.missing(self.pool, len(sequence.token_ids))
         if not sequence.is_frozen:
@@ -194,14 +214,3 @@ class Scheduler:
     def _release_scaling(self, sequence: Sequence) -> None:
         sequence.scaling_blocks.release(self.pool)
         sequence.num_scaling_computed = 0
-
-
-def _next_tokens(sequence: Sequence, room: int) -> ScheduledSequence:
-    """As many tokens of a sequence as neither pass needs more than `room` rows for; `room` is at least 1."""
-    num_tokens = min(sequence.num_pending, room)
-    if sequence.frozen_from is not None and not sequence.is_frozen:
-        # Computed anew: no step has rows on both sides of the position at which the scaling pass ended.
-        num_tokens = min(num_tokens, sequence.frozen_from - sequence.num_computed)
-    while sequence.num_scaling_rows(num_tokens) > room:
-        num_tokens -= 1
-    return ScheduledSequence(sequence, num_tokens, sequence.num_scaling_rows(num_tokens) if num_tokens else room)
