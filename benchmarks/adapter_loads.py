@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from inference_svc.adapters.selection import BaseSelection
 from inference_svc.config import load_config
 from inference_svc.engine.request import Finished, GenerationRequest, Output, Sampling, Stopping
-from inference_svc.rpc.answer_reader import Wakeup
 from inference_svc.rpc.ports import Service
+from inference_svc.rpc.wakeup import Bell, Wakeup
 from inference_svc.service import open_service
 
 
@@ -44,7 +44,7 @@ async def gaps_of_one_answer(service: Service, tokens: int, until: asyncio.Event
     """Milliseconds between the moments at which tokens came; answers follow each other until the event is set."""
     gaps: list[float] = []
     while not gaps or (until is not None and not until.is_set()):
-        wakeup = Wakeup()
+        wakeup = Wakeup(Bell())
         request = GenerationRequest(
             "gaps", (1, 2, 3), BaseSelection(), Sampling(temperature=0.0), Stopping(max_tokens=tokens, ignore_eos=True)
         )

@@ -14,6 +14,7 @@ import torch
 
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import Mixture
+from inference_svc.engine.announcements import Announcements
 from inference_svc.engine.answer import Answer
 from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
 from inference_svc.engine.output_stream import OutputStream
@@ -104,6 +105,7 @@ class Engine:
         self._registry = registry
         self._answers: dict[Sequence, Answer] = {}
         self._inbox: deque[Answer] = deque()
+        self._announcements = Announcements()
         self._wake = threading.Condition()
         self._draining = False
         self._stopping = False
@@ -201,6 +203,7 @@ class Engine:
             stream.put(Started(request.request_id, num_prompt, lease.applied, seed))
             self._inbox.append(answer)
             self._wake.notify()
+        stream.announce()
         return stream
 
     def _sequence(self, request: GenerationRequest, mixture: Mixture, max_total_tokens: int) -> Sequence:
@@ -268,14 +271,22 @@ class Engine:
         self._take_in()
         scheduled = self.scheduler.schedule()
         if not scheduled:
+            self._announcements.announce_all()
             return
-        began = time.perf_counter()
         num_decoding = sum(item.sequence.is_decoding for item in scheduled)
-        num_tokens = sum(item.num_tokens for item in scheduled)
+        num_prompt_tokens = sum(item.num_rows for item in scheduled if not item.sequence.is_decoding)
+        if num_prompt_tokens:
+            self._announcements.announce_all()
+        began = time.perf_counter()
         results = self._runner.run([self._row_request(item) for item in scheduled])
         for item, result in zip(scheduled, results, strict=True):
             self._advance(item, result)
-        self.scheduler.pace.note(num_decoding, num_tokens - num_decoding, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self.scheduler.pace.note(num_decoding, num_prompt_tokens, seconds)
+        if num_prompt_tokens:
+            self._announcements.announce_all()
+        else:
+            self._announcements.after_step(seconds)
 
     def _take_in(self) -> None:
         """Admit what has arrived; drop what nobody reads any more."""
@@ -313,7 +324,9 @@ class Engine:
         if not is_at_end:
             return
         assert result.logits is not None
-        if answer.choose_next(result.logits[-1]):
+        is_complete = answer.choose_next(result.logits[-1])
+        self._announcements.add(answer.stream, can_wait=not is_complete)
+        if is_complete:
             self._end(answer)
 
     def _end(self, answer: Answer, error: InferenceError | None = None) -> None:
@@ -322,11 +335,13 @@ class Engine:
         answer.lease.release()
         if error is not None:
             answer.stream.put(Failed(error))
+            answer.stream.announce()
 
     def _end_all(self, error: InferenceError, failure: Exception | None = None) -> None:
         with self._wake:
             self._draining = True
             self._failure = failure
             self._empty_inbox()
+        self._announcements.announce_all()  # some answers may have ended before the step failed
         for answer in list(self._answers.values()):
             self._end(answer, error)

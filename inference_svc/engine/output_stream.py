@@ -25,11 +25,14 @@ class OutputStream:
         self.is_cancelled = True
 
     def put(self, event: Event) -> None:
-        """Append an event and wake the reader. The engine's side."""
+        """Append an event; the reader hears of it when it is announced. The engine's side."""
         with self._lock:
             if not self._pending:
                 self.pending_since = time.monotonic()
             self._pending.append(event)
+
+    def announce(self) -> None:
+        """Wake the reader. The engine's side."""
         self._on_ready()
 
     def take(self) -> list[Event]:

@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from inference_svc.rpc import adapter_messages as messages
-from inference_svc.rpc.answer_reader import Wakeup
 from inference_svc.rpc.interceptor import Context
 from inference_svc.rpc.ports import AdapterShelf, FollowedOrdering, OrderingDesk
+from inference_svc.rpc.wakeup import Bell, Wakeup
 from loramux.inference.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc
 
 
@@ -105,7 +105,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         self, request: adapter_service_pb2.WatchAdaptersRequest, context: Context
     ) -> AsyncGenerator[adapter_service_pb2.WatchAdaptersResponse, None]:
         """What is resident, then every change until the client cancels."""
-        wakeup = Wakeup()
+        wakeup = Wakeup(Bell())
         token = request.resume_token if request.HasField("resume_token") else None
         watch = await asyncio.to_thread(self._adapters.watch, token, wakeup.call)
         context.add_done_callback(lambda _context: watch.cancel())  # type: ignore[arg-type]  # the stub wants a class

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from typing import Self
 
 import structlog
 
 from inference_svc.engine.request import Event, Failed, Finished, GenerationRequest, Output, Started
 from inference_svc.rpc.ports import GenerationEngine, OutputStream
+from inference_svc.rpc.wakeup import Bell, Wakeup
 
 _log = structlog.get_logger(__name__)
-
-
-class Wakeup:
-    """Lets another thread wake one coroutine of the loop that made this."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-
-    def call(self) -> None:
-        """Wake the coroutine, or let its next wait return at once; from any thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self) -> None:
-        """Return once `call` was called since the last return."""
-        await self._event.wait()
-        self._event.clear()
 
 
 class AnswerReader:
@@ -46,22 +28,24 @@ class AnswerReader:
         self._outcome: str | None = None
 
     @classmethod
-    def begin(cls, engine: GenerationEngine, request: GenerationRequest) -> Self:
+    def begin(cls, engine: GenerationEngine, request: GenerationRequest, bell: Bell) -> Self:
         """Hand the request to the engine.
 
         Raises:
             InferenceError: the engine refuses it.
         """
-        wakeup = Wakeup()
+        wakeup = Wakeup(bell)
         return cls(request, engine.submit(request, wakeup.call), wakeup)
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """Every event as it comes, until the answer ends."""
-        while self._outcome is None:
-            await self._wakeup.wait()
-            for event in self._stream.take():
-                self._note(event)
-                yield event
+    @property
+    def is_over(self) -> bool:
+        """The answer has ended, or was cancelled."""
+        return self._outcome is not None
+
+    async def take(self) -> Sequence[Event]:
+        """Wait for the next events; there may be none."""
+        await self._wakeup.wait()
+        return self._stream.take()
 
     def cancel(self) -> None:
         """Stop the request unless it has ended; any number of times.
@@ -73,7 +57,8 @@ class AnswerReader:
             self._end("cancelled")
             self._stream.cancel()
 
-    def _note(self, event: Event) -> None:
+    def note(self, event: Event) -> None:
+        """An event that was taken is about to be sent."""
         match event:
             case Started():
                 self._applied = tuple(adapter.name for adapter in event.applied)

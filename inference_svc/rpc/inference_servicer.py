@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 
 import structlog
 
@@ -15,11 +14,15 @@ from inference_svc.rpc import messages
 from inference_svc.rpc.answer_reader import AnswerReader
 from inference_svc.rpc.interceptor import Context
 from inference_svc.rpc.ports import GenerationEngine, ModelDescription, Tokenizer
+from inference_svc.rpc.wakeup import Bell
 from loramux.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
 
 
 class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
-    """Decodes, calls the engine or the tokenizer, encodes; errors leave as exceptions for the interceptor."""
+    """Decodes, calls the engine or the tokenizer, encodes; errors leave as exceptions for the interceptor.
+
+    Made in the event loop that it serves.
+    """
 
     def __init__(
         self, engine: GenerationEngine, tokenizer: Tokenizer, description: ModelDescription, service_version: str
@@ -28,6 +31,7 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         self._tokenizer = tokenizer
         self._description = description
         self._service_version = service_version
+        self._bell = Bell()
 
     async def Generate(
         self, request: generation_pb2.GenerateRequest, context: Context
@@ -36,11 +40,13 @@ class InferenceServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         request_id = request.request_id or str(uuid.uuid4())
         structlog.contextvars.bind_contextvars(request_id=request_id)
         token_ids = await asyncio.to_thread(self._token_ids, request.prompt, "prompt")
-        answer = AnswerReader.begin(self._engine, messages.generation_request(request, request_id, token_ids))
+        what = messages.generation_request(request, request_id, token_ids)
+        answer = AnswerReader.begin(self._engine, what, self._bell)
         context.add_done_callback(lambda _context: answer.cancel())  # type: ignore[arg-type]  # the stub wants a class
         try:
-            async with aclosing(answer.events()) as events:
-                async for event in events:
+            while not answer.is_over:
+                for event in await answer.take():
+                    answer.note(event)
                     yield messages.event_to_proto(event)
         finally:
             answer.cancel()

@@ -78,7 +78,8 @@ class Scheduler:
         """
         self._grow()
         self._admit()
-        decoding, prompts = [], []
+        decoding: list[Sequence] = []
+        prompts: list[Sequence] = []
         for sequence in self._running:
             (decoding if sequence.is_decoding else prompts).append(sequence)
         budget = self.max_batch_tokens
