@@ -61,12 +61,15 @@ class AnswerReader:
         )
 
     def _read(self, output: generation_pb2.Output) -> Piece:
-        tokens = tuple(map(_token, output.tokens))
-        self._texts.append(output.text)
+        text, tokens = output.text, tuple(map(_token, output.tokens))
+        self._texts.append(text)
         self._tokens.extend(tokens)
-        self._prompt_tokens.extend(map(_token, output.prompt_tokens))
+        if output.prompt_tokens:
+            self._prompt_tokens.extend(map(_token, output.prompt_tokens))
+        if not output.scalings:
+            return Piece(text, tokens)
         self._scalings.extend(output.scalings)
-        return Piece(output.text, tokens, join_scalings(output.scalings, self._experts()))
+        return Piece(text, tokens, join_scalings(output.scalings, self._experts()))
 
     def _experts(self) -> tuple[str, ...]:
         adapters = self._started.adapters if self._started is not None else ()
@@ -101,11 +104,9 @@ class AnswerReader:
 
 
 def _token(message: generation_pb2.Token) -> Token:
-    return Token(
-        id=message.id,
-        logprob=message.logprob if message.HasField("logprob") else None,
-        top=tuple(TopToken(top.id, top.logprob) for top in message.top),
-    )
+    if not message.HasField("logprob"):
+        return Token(message.id)
+    return Token(message.id, message.logprob, tuple(TopToken(top.id, top.logprob) for top in message.top))
 
 
 def _logprobs(tokens: Iterable[Token]) -> tuple[float, ...] | None:
