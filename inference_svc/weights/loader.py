@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from inference_svc.weights.quantization import QuantizedTensor, is_supported, st
 from inference_svc.weights.source import SourceFormat
 from inference_svc.weights.stored_tensor import StoredTensor
 
-PIECE = 1 << 19  # values that are packed anew at once
+PIECE = 1 << 17  # values that a thread packs anew at once: what it works on stays in its core's cache
 
 # Told how many bytes of the files are done, and of how many.
 Observer = Callable[[int, int], None]
@@ -138,7 +140,8 @@ class WeightLoader:
         rows, columns = unread.shape
         data = torch.empty((rows, columns // block * block_bytes), dtype=torch.uint8)
         step = max(1, PIECE // columns)
-        for first in range(0, rows, step):
+
+        def pack_rows(first: int) -> int:
             piece = unread.part(first, step)
             values = piece.dequantize()
             largest = float(values.abs().max())
@@ -148,13 +151,33 @@ class WeightLoader:
                     f"tensor {stored.name!r} holds {largest}, and {quantization.name} no more than {LARGEST}",
                 )
             data[first : first + len(values)] = _as(values, quantization)
-            self._advance(piece.nbytes)
+            return piece.nbytes
+
+        with one_core_threads() as threads:
+            for nbytes in threads.map(pack_rows, range(0, rows, step)):
+                self._advance(nbytes)
         return QuantizedTensor(data, quantization, unread.shape)
 
     def _advance(self, nbytes: int) -> None:
         self._done += nbytes
         if self._on_progress is not None:
             self._on_progress(self._done, self._total)
+
+
+@contextmanager
+def one_core_threads() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each of which computes on one core.
+
+    Packing is hundreds of small operations. Where torch divides each among its threads, they wait for each other after
+    every one, and on a machine that is busy with something else they wait most of the time.
+    """
+    num_threads = torch.get_num_threads()
+    threads = ThreadPoolExecutor(num_threads, "packing", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)  # what a thread sets is what later threads begin with
 
 
 def _as(values: Tensor, quantization: GGMLQuantizationType) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -242,6 +243,19 @@ def test_tensors_are_packed_piece_by_piece_into_what_they_are_packed_into_at_onc
     error = (tensor.dequantize() - weight.float()).norm() / weight.float().norm()
     assert error < (0.08 if scheme is Scheme.Q4_K else 0.006)
     assert done == [(rows * 768 * 2, 100 * 768 * 2) for rows in (40, 80, 100)]
+
+
+def test_threads_that_pack_use_one_core_each_and_later_threads_as_many_as_before(model: SafetensorsModel) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with loader_module.one_core_threads() as threads:
+            assert [*threads.map(lambda _: torch.get_num_threads(), range(6))] == [1] * 6
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_progress_counts_the_bytes_of_all_files(model: SafetensorsModel) -> None:
