@@ -13,6 +13,10 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from inference_svc.adapters.base_model import BaseModelShape
+from inference_svc.kernels.native.library import NativeUnavailable, load_library
+from inference_svc.models.loading import read_config
+from inference_svc.weights.opening import open_model
+from tests.parity.executors import native_exact
 from tests.parity.peft_files import randomised
 from tests.parity.served import ServedModel
 from tests.parity.tiny_models import TinyModel, write_gguf
@@ -27,10 +31,27 @@ FORMATS = ("safetensors", "gguf", "gguf-q8_0")
 
 @dataclass(frozen=True)
 class Pair:
-    """The same weights, served and in transformers."""
+    """The same weights, served by one or more executors and in transformers."""
 
     served: ServedModel
     oracle: Any
+    others: tuple[ServedModel, ...] = ()
+
+    @property
+    def every_served(self) -> tuple[ServedModel, ...]:
+        """All executors."""
+        return (self.served, *self.others)
+
+
+def on_compiled_code(path: Path) -> tuple[ServedModel, ...]:
+    """The same file on the native program in float32; nothing for mixtures of experts, and where there is no program."""
+    if read_config(open_model(path)).num_experts:
+        return ()
+    try:
+        load_library()
+    except NativeUnavailable:
+        return ()
+    return (ServedModel(path, native_exact, batch_invariant=True),)
 
 
 def written_model(tiny: TinyModel, model: Any, form: str, folder: Path) -> tuple[Any, Path]:

@@ -85,7 +85,7 @@ LONG_ROPE = {
 # One for each architecture: the cells of the table.
 TINY_MODELS: dict[str, TinyModel] = {
     "llama": TinyModel("Llama", ARCH.LLAMA, {"rope_parameters": LLAMA3}),
-    "mistral": TinyModel("Mistral", ARCH.LLAMA, {"head_dim": 24, "sliding_window": WINDOW}),
+    "mistral": TinyModel("Mistral", ARCH.LLAMA, {"head_dim": 32, "sliding_window": WINDOW}),
     "phi3": TinyModel("Phi3", ARCH.PHI3, {"sliding_window": WINDOW}),
     "gemma": TinyModel("Gemma", ARCH.GEMMA, {"head_dim": 32, "num_key_value_heads": 1}),
     "gemma2": TinyModel(
@@ -113,7 +113,7 @@ TINY_MODELS: dict[str, TinyModel] = {
 # What else their files can say.
 VARIANTS: dict[str, TinyModel] = {
     "llama with biases, tied": TinyModel(
-        "Llama", ARCH.LLAMA, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 8}
+        "Llama", ARCH.LLAMA, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "head_dim": 48}
     ),
     "llama with linear scaling": TinyModel(
         "Llama", ARCH.LLAMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 500000.0}}
