@@ -44,7 +44,7 @@ class Pair:
 
 
 def on_compiled_code(path: Path) -> tuple[ServedModel, ...]:
-    """The same file on the native program in float32; nothing for mixtures of experts, and where there is no program."""
+    """The same file on the native program in float32; nothing for mixtures of experts, and where it cannot be built."""
     if read_config(open_model(path)).num_experts:
         return ()
     try:
