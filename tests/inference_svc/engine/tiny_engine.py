@@ -27,6 +27,7 @@ class Letters:
     """A tokenizer whose token i is the letter a + i; z ends the text."""
 
     eos_token_ids = frozenset({25})
+    strips_leading_space = False
 
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([97 + token_id % 26])
