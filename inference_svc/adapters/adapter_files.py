@@ -9,9 +9,10 @@ from torch import Tensor
 
 from inference_svc.errors import AdapterMalformed, AdapterUnsupported, LimitReached, SourceChanged, SourceNotFound
 from inference_svc.weights.errors import FileChanged, FileMissing, UnsupportedFile, WeightsError
-from inference_svc.weights.safetensors_header import read_tensors
+from inference_svc.weights.safetensors_header import HeaderLimits, read_tensors
 
-_CHUNK = 1 << 20
+# A thousand layers, and the whole base model that PEFT saves beside them.
+HEADER_LIMITS = HeaderLimits(max_bytes=1 << 20, max_tensors=8192)
 
 
 class ContentDigest:
@@ -29,21 +30,6 @@ class ContentDigest:
         """Add a file under a name that does not depend on where it lies, by the SHA-256 of what was read from it."""
         self.add(name, sha.digest())
 
-    def add_file(self, name: str, path: Path) -> None:
-        """Add a file under a name that does not depend on where it lies.
-
-        Raises:
-            SourceNotFound: it cannot be read.
-        """
-        try:
-            with path.open("rb") as file:
-                own = hashlib.sha256()
-                while chunk := file.read(_CHUNK):
-                    own.update(chunk)
-        except OSError as error:
-            raise SourceNotFound(f"{name} cannot be read: {error.strerror}", file=name) from error
-        self.add_hash(name, own)
-
     def hexdigest(self) -> str:
         """64 hex digits."""
         return self._sha.hexdigest()
@@ -58,7 +44,7 @@ def file_state(path: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def read_adapter_tensors(path: Path, name: str, max_bytes: int, sha: hashlib._Hash | None = None) -> dict[str, Tensor]:
+def read_adapter_tensors(path: Path, name: str, max_bytes: int, sha: hashlib._Hash) -> dict[str, Tensor]:
     """All tensors of a safetensors file; `name` is how messages call it, `sha` takes in its bytes as they are read.
 
     Raises:
@@ -77,7 +63,7 @@ def read_adapter_tensors(path: Path, name: str, max_bytes: int, sha: hashlib._Ha
             f"{name} has {size} bytes, the limit for adapters is {max_bytes}", file=name, limit=str(max_bytes)
         )
     try:
-        return read_tensors(path, None if sha is None else sha.update)
+        return read_tensors(path, sha.update, HEADER_LIMITS)
     except FileMissing as error:
         raise SourceNotFound(f"{name}: {_said(error)}", file=name) from error
     except UnsupportedFile as error:

@@ -55,6 +55,12 @@ class BaseModelShape:
     weights: Mapping[str, QuantizedTensor] = field(default_factory=dict)  # of linear layers and embedding, packed
     dtype: torch.dtype = torch.float32  # of activations, and so of adapter matrices
 
+    @property
+    def has_tied_head(self) -> bool:
+        """The output head is the embedding."""
+        head = self.weights.get("lm_head")
+        return head is not None and head is self.weights.get("model.embed_tokens")
+
     def layer_problems(self, paths: Iterable[str]) -> list[str]:
         """One sentence for each module path that no adapter of this base model can change.
 

@@ -12,8 +12,12 @@ from typing import NoReturn
 from inference_svc.adapters.base_model import summary
 from inference_svc.errors import AdapterMalformed, AdapterUnsupported, SourceNotFound
 
-MAX_CONFIG_BYTES = 1 << 20
+# The interpreter is held while a text is parsed, and tokens wait: 256 KiB take up to about 15 ms. Half of that is room
+# for two patterns for each of a thousand modules.
+MAX_CONFIG_BYTES = 256 << 10
 MAX_CONFIG_DEPTH = 32
+MAX_CONFIG_CONTAINERS = 1000  # objects and lists; a hundred thousand of them would start the garbage collector
+SHOWN_KEYS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +69,16 @@ class ConfigFile:
         """Refuse keys that nobody here understands and that say something.
 
         Raises:
-            AdapterUnsupported: a key outside `known` with a value other than null, false, 0, or empty; lists them all.
+            AdapterUnsupported: a key outside `known` with a value other than null, false, 0, or empty; lists them.
         """
         said = self.said(set(self.values) - set(known))
         if said:
-            listed = summary([f"`{key}`: {json.dumps(self.values[key])[:60]}" for key in said], shown=len(said))
+            listed = summary([f"`{key}`: {json.dumps(self.values[key])[:60]}" for key in said], shown=SHOWN_KEYS)
             raise AdapterUnsupported(
                 f"{self.name}: unknown keys, which may change what the adapter computes, are not supported: {listed}",
                 file=self.name,
                 key=said[0],
-                keys=",".join(said),
+                keys=",".join(said[:SHOWN_KEYS]),
             )
 
     def said(self, keys: Iterable[str]) -> list[str]:
@@ -87,7 +91,8 @@ def read_config(path: Path, name: str) -> ConfigFile:
 
     Raises:
         SourceNotFound: there is no such file.
-        AdapterMalformed: too large, not UTF-8, not JSON, nested too deeply, a duplicate key, NaN, or not an object.
+        AdapterMalformed: too large, not UTF-8, not JSON, nested too deeply, too many objects and lists, a key that is
+            there twice, NaN, or not an object.
     """
     try:
         with path.open("rb") as file:
@@ -101,8 +106,11 @@ def read_config(path: Path, name: str) -> ConfigFile:
     try:
         text = raw.decode("utf-8")
         # The parser recurses: brackets are counted first, so that depth cannot exhaust the stack.
-        if max_depth(text) > MAX_CONFIG_DEPTH:
+        depth, containers = nesting(text)
+        if depth > MAX_CONFIG_DEPTH:
             raise AdapterMalformed(f"{name} is nested more than {MAX_CONFIG_DEPTH} levels deep", file=name)
+        if containers > MAX_CONFIG_CONTAINERS:
+            raise AdapterMalformed(f"{name} has more than {MAX_CONFIG_CONTAINERS} objects and lists", file=name)
         values = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise AdapterMalformed(f"{name} is not UTF-8: {error.reason} at byte {error.start}", file=name) from error
@@ -113,9 +121,9 @@ def read_config(path: Path, name: str) -> ConfigFile:
     return ConfigFile(name, values, raw)
 
 
-def max_depth(text: str) -> int:
-    """How deep brackets nest outside strings."""
-    depth = deepest = 0
+def nesting(text: str) -> tuple[int, int]:
+    """How deep brackets nest outside strings, and how many open."""
+    depth = deepest = count = 0
     in_string = escaped = False
     for char in text:
         if in_string:
@@ -124,11 +132,12 @@ def max_depth(text: str) -> int:
         elif char == '"':
             in_string = True
         elif char in "[{":
+            count += 1
             depth += 1
             deepest = max(deepest, depth)
         elif char in "]}":
             depth -= 1
-    return deepest
+    return deepest, count
 
 
 def is_finite_number(value: object) -> bool:
@@ -148,10 +157,11 @@ def as_float(value: object) -> float:
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key `{next(key for key in keys if keys.count(key) > 1)}` appears twice")
+    values: dict[str, object] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"key `{key[:100]}` appears twice")
+        values[key] = value
     return values
 
 

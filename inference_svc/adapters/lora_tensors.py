@@ -109,6 +109,12 @@ def find_layers(
         setattr(layer, slot, tensor)
     for path, layer in found.layers.items():
         _check_complete(path, layer, config, findings)
+    if config.ensure_weight_tying and base.has_tied_head and "lm_head" in found.layers:
+        # PEFT then adapts the embedding too. Without an adapted head, or where nothing is tied, the key does nothing.
+        findings.unsupported.append(
+            f"`lm_head` is adapted together with the embedding ({CONFIG_NAME}: `ensure_weight_tying`), which is not "
+            "supported; train `lm_head` without it"
+        )
     if not found.layers and not findings.malformed:
         findings.malformed.append("it holds no LoRA tensors")
     return found

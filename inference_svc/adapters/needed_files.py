@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from inference_svc.adapters.lora import TENSORS_NAME
 from inference_svc.adapters.peft_config import CONFIG_NAME
-from inference_svc.adapters.xlora_config import ORIGINAL, PEFT, layout_of, peft_adapter_keys
+from inference_svc.adapters.xlora_config import ORIGINAL, PEFT, layout_of, peft_adapter_keys, read_mixture_file
 from inference_svc.errors import AdapterUnsupported, SourceNotFound
 from inference_svc.weights.listing import Listing
 
@@ -31,7 +31,7 @@ def needed_files(listing: Listing, folders: Sequence[str]) -> list[str]:
     places = [listing.fetch(name).parent for name in configs]
     layout = layout_of(places[0]) if places else None
     if layout is PEFT:
-        folders = [str(index) for index in range(len(peft_adapter_keys(places[0])))]
+        folders = [str(index) for index in range(len(peft_adapter_keys(read_mixture_file(places[0], PEFT))))]
     is_lora = bool(configs) and layout is None
     missing = [folder for folder in folders if f"{folder}/{CONFIG_NAME}" not in listing.sizes]
     if missing and not (is_lora and len(folders) == 1):

@@ -30,6 +30,7 @@ class PeftLoraConfig:
     base_model_id: str  # empty: not said
     task_type: str
     targets: PeftTargets | None  # None: not said, or by an expression that cannot be checked; the tensors decide
+    ensure_weight_tying: bool  # an adapter of the head changes the embedding too, where the two are tied
     content: bytes  # the file as it was read
 
     def rank_for(self, path: str) -> int:
@@ -63,6 +64,7 @@ def read_peft_config(folder: Path) -> PeftLoraConfig:
         base_model_id=config.text("base_model_name_or_path", ""),
         task_type=config.text("task_type", ""),
         targets=_targets(config),
+        ensure_weight_tying=config.boolean("ensure_weight_tying", False),
         content=config.content,
     )
 
@@ -121,7 +123,12 @@ def _targets(config: ConfigFile) -> PeftTargets | None:
     if not modules:
         return None  # an old file; PEFT has a table of defaults for each architecture
     try:
-        return PeftTargets(modules, exclude, layers, (pattern,) if isinstance(pattern, str) else pattern)
+        return PeftTargets(
+            modules if isinstance(modules, str) else frozenset(modules),
+            exclude if isinstance(exclude, str) else frozenset(exclude),
+            layers if isinstance(layers, int) else frozenset(layers),
+            (pattern,) if isinstance(pattern, str) else pattern,
+        )
     except PatternError:
         return None  # it only says again what the tensors say, so it is no reason to refuse the adapter
 

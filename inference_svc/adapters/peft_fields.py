@@ -13,6 +13,7 @@ UNDERSTOOD = frozenset(
         "alpha_pattern",
         "base_model_name_or_path",
         "bias",
+        "ensure_weight_tying",
         "exclude_modules",
         "fan_in_fan_out",
         "init_lora_weights",
@@ -49,7 +50,6 @@ IGNORED: Mapping[str, str] = {
 REFUSED: Mapping[str, str] = {
     "alora_invocation_tokens": "an activated LoRA starts in the middle of a prompt",
     "arrow_config": "Arrow routes between adapters by a method of its own",
-    "ensure_weight_tying": "it adapts the embedding together with the head; train `lm_head` without it",
     "kasa_config": "KaSA truncates the base weights and puts a diagonal between A and B",
     "layer_replication": "it makes another base model, with layers repeated",
     "lora_bias": "a bias on B cannot be applied; train with `lora_bias` false",

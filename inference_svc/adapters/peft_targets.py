@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from inference_svc.adapters.peft_patterns import check_pattern
+from inference_svc.adapters.peft_patterns import check_patterns
 
 ALL_LINEAR = "all-linear"
 _FIRST_INDEX = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
@@ -15,16 +16,15 @@ _FIRST_INDEX = re.compile(r".*?\.[^.]*\.(?P<index>\d+)\.")
 class PeftTargets:
     """The keys of `adapter_config.json` that choose modules; a string is a regular expression."""
 
-    modules: str | tuple[str, ...] = ()
-    exclude: str | tuple[str, ...] = ()
-    layers: int | tuple[int, ...] = ()
+    modules: str | frozenset[str] = frozenset()
+    exclude: str | frozenset[str] = frozenset()
+    layers: int | frozenset[int] = frozenset()
     layers_pattern: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises PatternError for an expression that is broken or that could take very long."""
         whole = [value for value in (self.modules, self.exclude) if isinstance(value, str)]
-        for pattern in (*whole, *self.layers_pattern):
-            check_pattern(pattern)
+        check_patterns((*whole, *self.layers_pattern))
 
     def contain(self, path: str) -> bool:
         """The adapter changes this module. Source: `check_target_module_exists` of PEFT."""
@@ -39,7 +39,7 @@ class PeftTargets:
         return _matches(self.modules, path) and self._has_layer(path)
 
     def _has_layer(self, path: str) -> bool:
-        if self.layers == ():
+        if self.layers == frozenset():
             return True
         found = _FIRST_INDEX.match(path) if not self.layers_pattern else self._index_after_a_pattern(path)
         if found is None:
@@ -52,7 +52,14 @@ class PeftTargets:
         return next((match for match in matches if match is not None), None)
 
 
-def _matches(wanted: str | tuple[str, ...], path: str) -> bool:
+def _matches(wanted: str | frozenset[str], path: str) -> bool:
     if isinstance(wanted, str):
         return re.fullmatch(wanted, path) is not None
-    return path in wanted or any(path.endswith(f".{name}") for name in wanted)
+    return not wanted.isdisjoint(_endings(path))
+
+
+def _endings(path: str) -> Iterator[str]:
+    """The path, and what follows each of its dots."""
+    while path:
+        yield path
+        path = path.partition(".")[2]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,14 @@ from inference_svc.adapters.classifier import Classifier, XLoraConfig
 from inference_svc.adapters.lora import LoraFiles, largest_rank, read_lora_files, target_modules
 from inference_svc.adapters.selection import AdapterKind
 from inference_svc.adapters.xlora_classifier import classifier_from, read_classifier_file, with_lost_layers
-from inference_svc.adapters.xlora_config import ORIGINAL, PEFT, layout_of, peft_adapter_keys, read_xlora_config
+from inference_svc.adapters.xlora_config import (
+    ORIGINAL,
+    PEFT,
+    layout_of,
+    peft_adapter_keys,
+    read_mixture_file,
+    xlora_config_from,
+)
 from inference_svc.errors import (
     AdapterUnfit,
     OrderingUnfit,
@@ -24,6 +33,8 @@ from inference_svc.errors import (
     SourceChanged,
     SourceNotFound,
 )
+
+MAX_EXPERTS = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,13 +81,16 @@ def load_xlora(
         LimitReached: rank or bytes.
     """
     layout = layout_of(folder) or ORIGINAL  # whose configuration is then said to be missing
-    names = tuple(order) or (peft_adapter_keys(folder) if layout is PEFT else ())
-    _check_order(names)
     if layers or layout is ORIGINAL:
         _check_rows(layers)
     paths = (folder / layout.config_name, folder / layout.classifier_name)
     before = tuple(file_state(path) for path in paths)
-    config = read_xlora_config(folder, layout, names)
+    if not order and layout is ORIGINAL:
+        raise OrderingUnfit("`order` is empty; an X-LoRA needs its adapters in training order")
+    file = read_mixture_file(folder, layout)
+    names = tuple(order) or peft_adapter_keys(file)
+    _check_order(names)
+    config = xlora_config_from(file, layout, names)
     if base.is_another_model(config.base_model_id):
         raise AdapterUnfit(
             f"{folder.name}/{layout.config_name}: the mixture was trained for base model {config.base_model_id!r}, "
@@ -85,10 +99,9 @@ def load_xlora(
             base=base.base_model_id,
         )
     folders = [sub_folder(folder, str(i) if layout is PEFT else name) for i, name in enumerate(names)]
-    tensors = read_classifier_file(folder, layout, limits)
     digest = ContentDigest()
-    for path in paths:
-        digest.add_file(path.name, path)
+    digest.add_hash(layout.config_name, hashlib.sha256(file.content))
+    tensors = read_classifier_file(folder, layout, limits, digest)
     # The same files in another order are another mixture.
     digest.add("ordering", json.dumps([list(names), sorted(layers.items())]).encode())
     experts = [read_lora_files(path, base, limits, digest, f"{index}/") for index, path in enumerate(folders)]
@@ -131,11 +144,11 @@ def sub_folder(folder: Path, name: str) -> Path:
 
 
 def _check_order(order: Sequence[str]) -> None:
-    if not order:
-        raise OrderingUnfit("`order` is empty; an X-LoRA needs its adapters in training order")
-    if len(set(order)) != len(order):
-        double = next(name for name in order if list(order).count(name) > 1)
-        raise OrderingUnfit(f"`order` names `{double}` more than once", adapter=double)
+    if len(order) > MAX_EXPERTS:
+        raise OrderingUnfit(f"{len(order)} adapters, an X-LoRA may have {MAX_EXPERTS}", limit=str(MAX_EXPERTS))
+    name, count = Counter(order).most_common(1)[0]
+    if count > 1:
+        raise OrderingUnfit(f"`order` names `{name}` more than once", adapter=name)
 
 
 def _check_rows(layers: Mapping[str, int]) -> None:

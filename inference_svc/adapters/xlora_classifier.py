@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inference_svc.adapters.adapter_files import read_adapter_tensors, tensor_problem
+from inference_svc.adapters.adapter_files import ContentDigest, read_adapter_tensors, tensor_problem
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, summary
 from inference_svc.adapters.classifier import Classifier, XLoraConfig
 from inference_svc.adapters.xlora_config import PEFT, XLoraLayout
@@ -19,16 +20,22 @@ _INNER = re.compile(r"inner\.(0|[1-9][0-9]{0,5})\.(weight|bias)")
 PEFT_PREFIX = "base_model.internal_xlora_classifier.layers."
 
 
-def read_classifier_file(folder: Path, layout: XLoraLayout, limits: AdapterLimits) -> dict[str, Tensor]:
-    """The tensors of the classifier's file.
+def read_classifier_file(
+    folder: Path, layout: XLoraLayout, limits: AdapterLimits, digest: ContentDigest
+) -> dict[str, Tensor]:
+    """The tensors of the classifier's file; what was read goes into the digest.
 
     Raises:
         SourceNotFound: there is no such file.
+        SourceChanged: it became shorter while it was read.
         AdapterMalformed: it is broken.
         LimitReached: it is too large.
     """
+    content = hashlib.sha256()
     name = f"{folder.name}/{layout.classifier_name}"
-    return read_adapter_tensors(folder / layout.classifier_name, name, limits.max_bytes)
+    tensors = read_adapter_tensors(folder / layout.classifier_name, name, limits.max_bytes, content)
+    digest.add_hash(layout.classifier_name, content)
+    return tensors
 
 
 def with_lost_layers(

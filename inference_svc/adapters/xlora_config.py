@@ -41,7 +41,9 @@ def layout_of(folder: Path) -> XLoraLayout | None:
         AdapterMalformed: it is written in both ways, or `adapter_config.json` cannot be read.
     """
     is_original = (folder / ORIGINAL.config_name).is_file()
-    is_peft = (folder / PEFT.config_name).is_file() and _peft_file(folder).values.get("peft_type") == "XLORA"
+    is_peft = (folder / PEFT.config_name).is_file() and read_mixture_file(folder, PEFT).values.get(
+        "peft_type"
+    ) == "XLORA"
     if is_original and is_peft:
         raise AdapterMalformed(
             f"{folder.name} has both {ORIGINAL.config_name} and a {PEFT.config_name} of an X-LoRA, which may differ: "
@@ -52,31 +54,41 @@ def layout_of(folder: Path) -> XLoraLayout | None:
     return PEFT if is_peft else None
 
 
-def peft_adapter_keys(folder: Path) -> tuple[str, ...]:
-    """What PEFT's layout calls its adapters, in training order: adapter i lies in the sub-folder `i`."""
-    file = _peft_file(folder)
+def read_mixture_file(folder: Path, layout: XLoraLayout) -> ConfigFile:
+    """The configuration's file.
+
+    Raises:
+        SourceNotFound: there is no such file.
+        AdapterMalformed: it is broken.
+    """
+    return read_config(folder / layout.config_name, f"{folder.name}/{layout.config_name}")
+
+
+def peft_adapter_keys(file: ConfigFile) -> tuple[str, ...]:
+    """What PEFT's layout calls its adapters, in training order: adapter i lies in the sub-folder `i`.
+
+    Raises:
+        AdapterMalformed: the file does not say.
+    """
     adapters = file.values.get("adapters")
     if not isinstance(adapters, dict) or not adapters:
         file.refuse("adapters", "an object with one key for each adapter")
     return tuple(adapters)
 
 
-def read_xlora_config(folder: Path, layout: XLoraLayout, order: Sequence[str]) -> XLoraConfig:
-    """Read the configuration; missing keys take the defaults of the xlora package and of PEFT, which are the same.
+def xlora_config_from(file: ConfigFile, layout: XLoraLayout, order: Sequence[str]) -> XLoraConfig:
+    """The configuration in a file; missing keys take the defaults of the xlora package and of PEFT, which are the same.
 
     Raises:
-        SourceNotFound: there is no such file.
-        AdapterMalformed: the file, a key or a value is broken; names file, key and value.
+        AdapterMalformed: a key or a value is broken; names file, key and value.
         AdapterUnsupported: a key that nobody here knows.
         OrderingUnfit: the file lists other adapters than `order`, or in another order.
     """
     if layout is PEFT:
-        file = _peft_file(folder)
         file.refuse_unknown(_PEFT_UNDERSTOOD | _PEFT_HARMLESS)
-        _check_peft_adapters(file, peft_adapter_keys(folder), order)
+        _check_peft_adapters(file, peft_adapter_keys(file), order)
         base_model_id = file.text("base_model_name_or_path", "")
     else:
-        file = read_config(folder / layout.config_name, f"{folder.name}/{layout.config_name}")
         file.refuse_unknown(_UNDERSTOOD | _HARMLESS)
         _check_adapters(file, order)
         base_model_id = file.text("base_model_id", None)
@@ -106,10 +118,6 @@ def read_xlora_config(folder: Path, layout: XLoraLayout, order: Sequence[str]) -
     if not 0 <= config.xlora_dropout_p <= 1:
         file.refuse("xlora_dropout_p", "a number from 0 to 1")
     return config
-
-
-def _peft_file(folder: Path) -> ConfigFile:
-    return read_config(folder / PEFT.config_name, f"{folder.name}/{PEFT.config_name}")
 
 
 def _scaling_pass_value(file: ConfigFile, num_experts: int) -> float:

@@ -22,6 +22,7 @@ from inference_svc.weights.json_object import parse_json_object
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
+BRACKETS_IN_TEXTS = 10_000  # in names and free text; each tensor has three more
 MAX_DIMENSIONS = 8
 MAX_SIZE = 1 << 63  # of one axis: what torch can count to
 
@@ -45,10 +46,26 @@ class SafetensorsEntry:
 Observer = Callable[[bytes | memoryview], object]
 
 
-def read_tensors(path: Path, on_bytes: Observer | None = None) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True, slots=True)
+class HeaderLimits:
+    """How large a header may be: the interpreter is held while it is parsed."""
+
+    max_bytes: int = MAX_HEADER_BYTES
+    max_tensors: int = MAX_TENSORS
+
+
+MODEL_LIMITS = HeaderLimits()
+
+
+def read_tensors(
+    path: Path, on_bytes: Observer | None = None, limits: HeaderLimits = MODEL_LIMITS
+) -> dict[str, torch.Tensor]:
     """All tensors of a file, copied into memory: nothing changes when the file does.
 
-    `on_bytes` sees every byte of the file once, in order and as it was read: what a digest is made from.
+    Args:
+        path: the file.
+        on_bytes: sees every byte of the file once, in order and as it was read: what a digest is made from.
+        limits: of the header.
 
     Raises:
         FileMissing: there is no such file, or it cannot be read.
@@ -61,7 +78,7 @@ def read_tensors(path: Path, on_bytes: Observer | None = None) -> dict[str, torc
             raise FileMissing(str(path), "is not a file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            entries = read_safetensors_header(str(path), file, size, on_bytes)
+            entries = read_safetensors_header(str(path), file, size, on_bytes, limits)
             return {entry.name: _read_tensor(path, file, entry, on_bytes) for entry in entries}
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -69,7 +86,7 @@ def read_tensors(path: Path, on_bytes: Observer | None = None) -> dict[str, torc
 
 
 def read_safetensors_header(
-    path: str, file: BinaryIO, size: int, on_bytes: Observer | None = None
+    path: str, file: BinaryIO, size: int, on_bytes: Observer | None = None, limits: HeaderLimits = MODEL_LIMITS
 ) -> list[SafetensorsEntry]:
     """Parse and check the header of a file of `size` bytes; the entries are in the order of their bytes.
 
@@ -80,17 +97,19 @@ def read_safetensors_header(
         raise _malformed(path, f"it has {size} bytes, the length of the header alone takes 8: it is truncated")
     prefix = file.read(8)
     length = int.from_bytes(prefix, "little")
-    if length > MAX_HEADER_BYTES:
-        raise _malformed(path, f"the header claims {length} bytes, more than the {MAX_HEADER_BYTES} allowed")
+    if length > limits.max_bytes:
+        raise _malformed(path, f"the header claims {length} bytes, more than the {limits.max_bytes} allowed")
     if length > size - 8:
         raise _malformed(path, f"the header claims {length} bytes and {size - 8} are left: it is truncated")
     text = file.read(length)
     if on_bytes is not None:
         on_bytes(prefix + text)
+    if text.count(b"[") + text.count(b"{") > 3 * limits.max_tensors + BRACKETS_IN_TEXTS:
+        raise _malformed(path, f"the header has more objects and lists than {limits.max_tensors} tensors need")
     header = _parsed(path, text)
     header.pop("__metadata__", None)  # free text, of no use here
-    if len(header) > MAX_TENSORS:
-        raise _malformed(path, f"it holds {len(header)} tensors, more than the {MAX_TENSORS} allowed")
+    if len(header) > limits.max_tensors:
+        raise _malformed(path, f"it holds {len(header)} tensors, more than the {limits.max_tensors} allowed")
     entries = [_entry(path, name, value, 8 + length) for name, value in header.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
     end = 8 + length

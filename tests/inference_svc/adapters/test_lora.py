@@ -67,6 +67,18 @@ def test_what_an_xlora_left_in_the_file_is_no_part_of_the_adapter(
         assert torch.equal(bank.deltas[Q0].a, plain[A_KEY])
 
 
+def test_weight_tying_says_nothing_unless_a_tied_head_is_adapted(
+    write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits
+) -> None:
+    """PEFT (`BaseTuner._check_tied_modules`) warns in all other cases, and does what it would do without the key."""
+    load_lora(write.lora("plain", paths=[Q0], ensure_weight_tying=True), base, limits)
+    head = write.lora("head", paths=["lm_head"], ensure_weight_tying=True)
+    with pytest.raises(AdapterUnsupported, match="`lm_head` is adapted together with the embedding"):
+        load_lora(head, base, limits)
+    untied = {**base.weights, "model.embed_tokens": base.weights[Q0]}
+    load_lora(head, replace(base, weights=untied), limits)
+
+
 def test_a_file_without_any_layer_is_refused(write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits) -> None:
     copy = {"base_model.model.lm_head.base_layer.weight": base.weights["lm_head"].dequantize()}
     with pytest.raises(AdapterMalformed, match="holds no LoRA tensors"):

@@ -40,11 +40,50 @@ def test_patterns_choose_the_value_that_peft_chooses(patterns: list[str], path: 
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+", "(a|a)*b", ".*.*.*.*.*", "(a|aa)" * 30, "(?=a)", r"(a)\1", "(", "a" * 3000, "a{9}{9}", "[[a]"]
+    "pattern",
+    [
+        "(a+)+",
+        "(a|a)*b",
+        ".*.*.*.*.*",
+        "(a|aa)" * 30,
+        ".?" * 22,
+        ".*.*.*" + "(.|.)" * 4,
+        "(?=a)",
+        r"(a)\1",
+        "(",
+        "a" * 3000,
+        "a{9}{9}",
+        "[[a]",
+    ],
 )
 def test_a_pattern_that_is_broken_or_could_run_for_ages_is_refused(pattern: str) -> None:
     with pytest.raises(PatternError, match="pattern"):
         compile_patterns({pattern: 1.0})
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"model\.layers\.(\d+)\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj",
+        r".*layers.*(q_proj|k_proj|v_proj|o_proj).*",
+        r".*\.(self_attn|mlp)\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)$",
+        r"^(?:model\.)?layers\.[0-9]{1,2}\.mlp\..*",
+        r"(?:model\.layers\.(?:0|1|2|3|4|5|6|7)\.mlp\.down_proj|^model\.embed_tokens$)",
+    ],
+)
+def test_patterns_as_people_write_them_are_not_taken_for_slow_ones(pattern: str) -> None:
+    compile_patterns({pattern: 1.0})
+
+
+def test_many_patterns_are_judged_together() -> None:
+    names = {f"model.layers.{i}.self_attn.q_proj": 1.0 for i in range(1000)}
+    assert compile_patterns(names).value_for("model.layers.999.self_attn.q_proj", 0.0) == 1.0
+    with pytest.raises(PatternError, match="more than 1024 patterns"):
+        compile_patterns(names | {str(i): 1.0 for i in range(25)})
+    slow = {f".*.*.*{i}": 1.0 for i in range(9)}
+    compile_patterns(slow)
+    with pytest.raises(PatternError, match="could take very long"):
+        compile_patterns(slow | {".*.*.*x": 1.0})
 
 
 def config_folder(tmp_path: Path, text: str) -> Path:
@@ -72,7 +111,9 @@ def test_scales_follow_alpha_rank_patterns_and_rslora(tmp_path: Path) -> None:
         ('{"r": NaN}', "NaN"),
         ('{"r": 1, "r": 2}', "`r` appears twice"),
         ("[" * 100_000, "nested"),
-        ('{"a": "' + "x" * (1 << 20) + '"}', "larger than"),
+        ('{"a": "' + "x" * (256 << 10) + '"}', "larger than 262144 bytes"),
+        ('{"a": [' + "[], " * 1000 + "1]}", "more than 1000 objects and lists"),
+        ("{" + ", ".join(f'"{i}": 0' for i in range(20_000)) + ', "19999": 0}', "`19999` appears twice"),
         ('{"r": 0}', "`r` is 0"),
         ('{"r": true}', "`r` is true"),
         ('{"r": "8"}', '`r` is "8"'),
@@ -108,7 +149,6 @@ def test_a_config_that_is_not_utf8_or_missing_is_refused(tmp_path: Path) -> None
     [
         ("bias", '"all"'),
         ("modules_to_save", '["lm_head"]'),
-        ("ensure_weight_tying", "true"),
         ("use_bdlora", '{"nblocks": 2}'),
         ("arrow_config", '{"top_k": 2}'),
         ("kasa_config", '{"beta": 1}'),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.xlora import load_xlora
@@ -65,6 +67,26 @@ def test_order_and_rows_are_part_of_the_digest(
     assert len(digests) == 3
 
 
+def test_the_classifier_is_read_once_and_what_was_read_is_in_the_digest(
+    write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write.xlora("mix", EXPERTS)
+    path = folder / "xlora_classifier.safetensors"
+    before = load_xlora(folder, ORDER, LAYERS, base, limits).digest
+    opened: list[Path] = []
+    whole = Path.open
+
+    def watched(self: Path, *args: Any, **options: Any) -> Any:
+        opened.append(self)
+        return whole(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", watched)
+    assert load_xlora(folder, ORDER, LAYERS, base, limits).digest == before
+    assert opened.count(path) == opened.count(folder / "xlora_config.json") == 1
+    save_file({key: value + 1.0 for key, value in load_file(path).items()}, path)
+    assert load_xlora(folder, ORDER, LAYERS, base, limits).digest != before
+
+
 @pytest.mark.parametrize("indices", [(0, 1), (0, 3), (2, 10)])
 def test_inner_layers_count_in_order_whatever_their_index(
     write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits, indices: tuple[int, int]
@@ -117,6 +139,7 @@ def test_a_config_that_does_not_fit_is_refused_by_key(
         (("adapter_1", "../mix/adapter_10"), LAYERS, SourceNotFound, "no sub-folder"),
         (("adapter_1", "adapter_1"), LAYERS, OrderingUnfit, "names `adapter_1` more than once"),
         ((), LAYERS, OrderingUnfit, "`order` is empty"),
+        (tuple(map(str, range(257))), LAYERS, OrderingUnfit, "257 adapters, an X-LoRA may have 256"),
         (ORDER, {}, OrderingUnfit, "`layers` is empty"),
         (ORDER, {Q0: 0, V0: 2}, OrderingUnfit, f"`{V0}`: 2"),
         (ORDER, {Q0: 0, V0: 0}, OrderingUnfit, "some row is there twice"),

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save, save_file
 
-from inference_svc.weights import safetensors_header
 from inference_svc.weights.errors import FileMissing, MalformedFile, UnsupportedFile, WeightsError
-from inference_svc.weights.safetensors_header import read_tensors
+from inference_svc.weights.safetensors_header import HeaderLimits, read_tensors
 
 TENSORS = {
     "a.lora_A.weight": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -186,10 +185,18 @@ def test_a_dtype_that_no_adapter_has_is_unsupported_by_name(folder: Path, dtype:
         read(folder, file_of({"a": tensor(dtype)}, FOUR))
 
 
-def test_too_many_tensors_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_header, "MAX_TENSORS", 2)
-    with pytest.raises(MalformedFile, match="3 tensors, more than the 2 allowed"):
-        read(folder, save(TENSORS))
+def test_a_header_beyond_its_limits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    three = file_of({name: tensor(shape=[0], offsets=[0, 0]) for name in "abc"})
+    lists = file_of({"a": [[]] * 20_000})
+    for content, limits, said in (
+        (three, HeaderLimits(max_tensors=2), "3 tensors, more than the 2 allowed"),
+        (three, HeaderLimits(max_bytes=20), "more than the 20 allowed"),
+        (lists, HeaderLimits(max_tensors=3000), "more objects and lists than 3000 tensors need"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(MalformedFile, match=said):
+            read_tensors(path, limits=limits)
 
 
 def test_a_long_name_makes_no_long_message(folder: Path) -> None:
