@@ -2,7 +2,6 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "products.h"
 #include "vector.h"
@@ -10,12 +9,14 @@
 namespace loramux {
 
 struct Delta {  // what a bank adds to one linear layer; a == null: nothing
-    const float* a;            // [rank, in_features]
-    const float* b;            // [rank, out_features]: B transposed
+    const void* a;             // [rank, in_features], float or half
+    const void* b;             // [rank, out_features]: B transposed
     const int64_t* expert_of_rank;
     const float* base_factor;  // [out_features] of a DoRA, or null
     int64_t rank;
     int64_t scaling_row;
+    float factor;    // that a and b together were made larger by, to be taken out again
+    int32_t halves;  // a and b are halves
 };
 
 struct BankRows {  // as in the Python side
@@ -29,60 +30,140 @@ struct BankRows {  // as in the Python side
     }
 };
 
-constexpr int64_t RANKS = 4;  // that are computed together
+constexpr int64_t RANKS = 4;    // that are computed together
+constexpr int64_t OUTPUTS = 64;  // columns of y that are changed together
 
-// Ranks first.. of A x for all rows of a bank, times their scalings: low [num_rows, rank].
+// NR dot products of A's ranks with each of MR rows; sixteen lanes along the columns for every one.
+template <int MR, int NR, typename T>
+void rank_products(const float* const* x, const T* a, int64_t length, float (&results)[MR][NR]) {
+    Vector totals[MR][NR] = {};
+    for (int64_t k = 0; k < length; k += LANES) {
+        Vector ranks[NR];
+        for (int n = 0; n < NR; n++) {
+            prefetch(reinterpret_cast<const uint8_t*>(a + (NR + n) * length + k));  // the ranks that follow
+            ranks[n] = load_any(a + n * length + k);
+        }
+        for (int m = 0; m < MR; m++) {
+            const Vector value = load(x[m] + k);
+            for (int n = 0; n < NR; n++) totals[m][n] = fma(value, ranks[n], totals[m][n]);
+        }
+    }
+    for (int m = 0; m < MR; m++)
+        for (int n = 0; n < NR; n++) results[m][n] = sum(totals[m][n]);
+}
+
+// Ranks first.. of A x for MR rows of a bank from `row` on, times their scalings: low [num_rows, rank].
+template <int MR, typename T>
+void low_rank_rows(const BankRows& bank, const Delta& delta, int64_t first, int64_t in_features, int64_t row, const float* x,
+                   int64_t x_stride, float* low) {
+    const int count = static_cast<int>(std::min(RANKS, delta.rank - first));
+    float weights[MR][RANKS] = {};
+    bool any = false;
+    const float* rows[MR];
+    for (int m = 0; m < MR; m++) {
+        rows[m] = x + bank.rows[row + m] * x_stride;
+        const float* scalings = bank.scalings_of(row + m, delta);
+        for (int n = 0; n < count; n++) {
+            weights[m][n] = scalings[delta.expert_of_rank[first + n]];
+            any = any || weights[m][n] != 0.0f;
+        }
+    }
+    float results[MR][RANKS] = {};
+    const T* a = static_cast<const T*>(delta.a) + first * in_features;
+    if (any && count == RANKS) {
+        rank_products<MR, RANKS>(rows, a, in_features, results);
+    } else if (any) {
+        for (int n = 0; n < count; n++) {
+            float one[MR][1];
+            rank_products<MR, 1>(rows, a + n * in_features, in_features, one);
+            for (int m = 0; m < MR; m++) results[m][n] = one[m][0];
+        }
+    }
+    // What counts nothing is nothing, whatever it is: an expert that is left out is never looked at.
+    for (int m = 0; m < MR; m++)
+        for (int n = 0; n < count; n++)
+            low[(row + m) * delta.rank + first + n] =
+                weights[m][n] == 0.0f ? 0.0f : results[m][n] * (weights[m][n] * delta.factor);
+}
+
+// Ranks first.. of all rows of a bank.
 inline void low_rank(const BankRows& bank, const Delta& delta, int64_t first, int64_t in_features, const float* x,
                      int64_t x_stride, float* low) {
-    const int count = static_cast<int>(std::min(RANKS, delta.rank - first));
-    auto scaling = [&](int64_t row, int n) {
-        return bank.scalings_of(row, delta)[delta.expert_of_rank[first + n]];
+    auto all = [&](auto type) {
+        using T = decltype(type);
+        int64_t row = 0;
+        for (; bank.num_rows - row >= 4; row += 4) low_rank_rows<4, T>(bank, delta, first, in_features, row, x, x_stride, low);
+        for (; row < bank.num_rows; row++) low_rank_rows<1, T>(bank, delta, first, in_features, row, x, x_stride, low);
     };
-    for (int64_t row = 0; row < bank.num_rows; row++) {
-        const float* xr = x + bank.rows[row] * x_stride;
+    delta.halves ? all(half_t()) : all(float());
+}
+
+// MR rows of a bank from `row` on. `base` is W x of these outputs, [num_tokens, OUTPUTS], for DoRA only.
+template <int MR, typename T>
+void add_delta_rows(const BankRows& bank, const Delta& delta, const float* low, int64_t first, int64_t out_features,
+                    int64_t row, const float* base, float* y, int64_t y_stride) {
+    constexpr int VECTORS = OUTPUTS / LANES;
+    Vector change[MR][VECTORS] = {};
+    const T* b = static_cast<const T*>(delta.b) + first;
+    for (int64_t r = 0; r < delta.rank; r++, b += out_features) {
         bool any = false;
-        for (int n = 0; n < count; n++) any = any || scaling(row, n) != 0.0f;
-        float results[RANKS] = {};
-        if (any && count == RANKS)
-            float_tile<1, RANKS>(xr, 0, delta.a + first * in_features, in_features, results, RANKS);
-        else if (any)
-            for (int n = 0; n < count; n++) float_tile<1, 1>(xr, 0, delta.a + (first + n) * in_features, in_features, results + n, 1);
-        for (int n = 0; n < count; n++) low[row * delta.rank + first + n] = any ? results[n] * scaling(row, n) : 0.0f;
+        for (int m = 0; m < MR; m++) any = any || low[(row + m) * delta.rank + r] != 0.0f;
+        if (!any) continue;
+        prefetch(reinterpret_cast<const uint8_t*>(b + 4 * out_features));
+        prefetch(reinterpret_cast<const uint8_t*>(b + 4 * out_features + 32));
+        Vector loaded[VECTORS];
+        for (int i = 0; i < VECTORS; i++) loaded[i] = load_any(b + LANES * i);
+        for (int m = 0; m < MR; m++) {
+            const Vector rank = splat(low[(row + m) * delta.rank + r]);
+            for (int i = 0; i < VECTORS; i++) change[m][i] = fma(loaded[i], rank, change[m][i]);
+        }
+    }
+    for (int m = 0; m < MR; m++) {
+        float* out = y + bank.rows[row + m] * y_stride + first;
+        const float weight = bank.scalings_of(row + m, delta)[0];
+        for (int i = 0; i < VECTORS; i++) {
+            if (delta.base_factor)
+                change[m][i] += load(base + bank.rows[row + m] * OUTPUTS + LANES * i) *
+                                load(delta.base_factor + first + LANES * i) * weight;
+            store(out + LANES * i, load(out + LANES * i) + change[m][i]);
+        }
     }
 }
 
-constexpr int64_t OUTPUTS = 64;  // columns of y that are changed together
+// The last outputs, fewer than OUTPUTS, of one row.
+template <typename T>
+void add_last_outputs(const BankRows& bank, const Delta& delta, const float* low, int64_t first, int64_t out_features,
+                      int64_t row, const float* base, float* y, int64_t y_stride) {
+    float* out = y + bank.rows[row] * y_stride + first;
+    const T* b = static_cast<const T*>(delta.b) + first;
+    for (int64_t n = 0; n < out_features - first; n++) {
+        float change = 0.0f;
+        for (int64_t r = 0; r < delta.rank; r++) {
+            const float rank = low[row * delta.rank + r];
+            if (rank != 0.0f) change = std::fma(number_at(b + r * out_features + n), rank, change);
+        }
+        if (delta.base_factor)
+            change += base[bank.rows[row] * OUTPUTS + n] * delta.base_factor[first + n] * bank.scalings_of(row, delta)[0];
+        out[n] += change;
+    }
+}
 
-// Adds a bank's delta to outputs first.. of its rows. `base` is W x of these outputs, [num_tokens, OUTPUTS], for DoRA only.
+// Adds a bank's delta to outputs first.. of its rows.
 inline void add_delta(const BankRows& bank, const Delta& delta, const float* low, int64_t first, int64_t out_features,
                       const float* base, float* y, int64_t y_stride) {
-    const int64_t count = std::min(OUTPUTS, out_features - first);
-    for (int64_t row = 0; row < bank.num_rows; row++) {
-        float* out = y + bank.rows[row] * y_stride + first;
-        const float* ranks = low + row * delta.rank;
-        const float weight = bank.scalings_of(row, delta)[0];
-        if (count == OUTPUTS) {
-            Vector change[4] = {};
-            for (int64_t r = 0; r < delta.rank; r++) {
-                if (ranks[r] == 0.0f) continue;
-                const float* b = delta.b + r * out_features + first;
-                for (int i = 0; i < 4; i++) change[i] = fma(load(b + 16 * i), splat(ranks[r]), change[i]);
-            }
-            for (int i = 0; i < 4; i++) {
-                if (delta.base_factor)
-                    change[i] += load(base + bank.rows[row] * OUTPUTS + 16 * i) * load(delta.base_factor + first + 16 * i) * weight;
-                store(out + 16 * i, load(out + 16 * i) + change[i]);
-            }
-            continue;
-        }
-        for (int64_t n = 0; n < count; n++) {
-            float change = 0.0f;
-            for (int64_t r = 0; r < delta.rank; r++)
-                if (ranks[r] != 0.0f) change = std::fma(delta.b[r * out_features + first + n], ranks[r], change);
-            if (delta.base_factor) change += base[bank.rows[row] * OUTPUTS + n] * delta.base_factor[first + n] * weight;
-            out[n] += change;
-        }
-    }
+    auto all = [&](auto type) {
+        using T = decltype(type);
+        int64_t row = 0;
+        const bool is_whole = out_features - first >= OUTPUTS;
+        for (; is_whole && bank.num_rows - row >= 4; row += 4)
+            add_delta_rows<4, T>(bank, delta, low, first, out_features, row, base, y, y_stride);
+        for (; row < bank.num_rows; row++)
+            if (is_whole)
+                add_delta_rows<1, T>(bank, delta, low, first, out_features, row, base, y, y_stride);
+            else
+                add_last_outputs<T>(bank, delta, low, first, out_features, row, base, y, y_stride);
+    };
+    delta.halves ? all(half_t()) : all(float());
 }
 
 }  // namespace loramux

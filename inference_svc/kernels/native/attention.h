@@ -29,8 +29,6 @@ struct AttentionShape {
     int64_t group() const { return num_heads / num_kv_heads; }
 };
 
-inline Vector load_cached(const float* p) { return load(p); }
-inline Vector load_cached(const half_t* p) { return load_half(p); }
 inline void store_cached(float* p, float value) { *p = value; }
 inline void store_cached(half_t* p, float value) { *p = to_half(value); }
 
@@ -67,7 +65,7 @@ void score_blocks(const float* const* queries, const T* const* keys, int64_t dim
         for (int b = 0; b < NB; b++) scores[q][b] = Vector{};
     for (int64_t d = 0; d < dim; d++) {
         Vector k[NB];
-        for (int b = 0; b < NB; b++) k[b] = load_cached(keys[b] + d * BLOCK);
+        for (int b = 0; b < NB; b++) k[b] = load_any(keys[b] + d * BLOCK);
         for (int q = 0; q < NQ; q++) {
             const Vector value = splat(queries[q][d]);
             for (int b = 0; b < NB; b++) scores[q][b] = fma(k[b], value, scores[q][b]);
@@ -83,7 +81,7 @@ void mix_values(const float (*weights)[CHUNK], int64_t count, const T* const* va
     for (int64_t p = 0; p < count; p++) {
         const T* v = values[p / BLOCK] + p % BLOCK * dim + first_d;
         Vector loaded[ND];
-        for (int i = 0; i < ND; i++) loaded[i] = load_cached(v + i * LANES);
+        for (int i = 0; i < ND; i++) loaded[i] = load_any(v + i * LANES);
         for (int q = 0; q < NQ; q++) {
             const Vector weight = splat(weights[q][p]);
             for (int i = 0; i < ND; i++) totals[q][i] = fma(loaded[i], weight, totals[q][i]);

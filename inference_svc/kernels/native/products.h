@@ -292,7 +292,7 @@ void matrix_tile(int64_t steps, const uint8_t* codes, const Numbers<BITS, false,
 #endif
 
 // Fewer rows than this are not worth a matrix tile.
-constexpr int64_t ROWS_FOR_MATRIX_TILES = 8;
+constexpr int64_t ROWS_FOR_MATRIX_TILES = 12;
 
 // A thread's share of a pass lies between these two: the registers cost whoever switches threads.
 inline void begin_matrix_tiles() {

@@ -75,6 +75,13 @@ struct Pass {  // as in the Python side
     float* output;       // [num_rows, width of the result]
 };
 
+struct PlannedDelta {  // of one bank for one matrix of an operation
+    int64_t matrix, bank;
+    int64_t first_block;  // of ranks
+    int64_t first_float;  // of its low-rank products
+};
+typedef std::vector<PlannedDelta> DeltaPlan;
+
 struct Program {
     std::vector<Operation> operations;
     std::vector<Value> values;
@@ -86,7 +93,6 @@ struct Program {
     std::vector<QueryTile> tiles;
     Buffer<float> partials, low;
     int64_t num_attention_items = 0;
-    std::vector<int64_t> low_offsets;
 
     int32_t new_value(int64_t width) {
         Value value;
@@ -173,6 +179,7 @@ class Runner {
             for (int64_t row = 0; row < pass.num_rows; row++)
                 std::memcpy(p.at(p.input) + row * value.stride, pass.input + row * value.width, value.width * sizeof(float));
         }
+        reserve_low_rank();
         for (const Operation& operation : p.operations)
             if (operation.kind == ATTENTION) return plan_tiles(operation.shape);
     }
@@ -201,6 +208,20 @@ class Runner {
     Threads& t;
     const Pass& pass;
     const bool invariant;
+
+    void reserve_low_rank() {
+        int64_t most = 0;
+        for (const Operation& operation : p.operations) {
+            int64_t floats = 0;
+            for (const Matrix& matrix : operation.matrices)
+                for (int64_t b = 0; b < pass.num_banks; b++) {
+                    const Delta& delta = pass.banks[b].deltas[matrix.index];
+                    if (delta.a) floats += delta.rank * pass.banks[b].num_rows;
+                }
+            most = std::max(most, floats);
+        }
+        if (most) p.low.reserve(most);
+    }
 
     // Cuts the rows into tiles; all layers have the same heads.
     void plan_tiles(const AttentionShape& shape) {
@@ -359,22 +380,26 @@ class Runner {
         }
         // Items: tiles of 16 outputs of all matrices, for each part of the rows; then blocks of ranks of all deltas.
         const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = by_rows() ? t.count() : 1;
-        const int64_t blocks = (pass.num_rows + ROWS - 1) / ROWS;
-        const int64_t grain = std::max<int64_t>(1, num_tiles * parts / (8 * t.count()));
-        t.share(num_tiles * parts, grain, [&](int64_t first, int64_t end) {
+        const int64_t blocks = (pass.num_rows + ROWS - 1) / ROWS, num_products = num_tiles * parts;
+        static thread_local DeltaPlan plan;
+        const int64_t num_items = num_products + plan_deltas(o, plan);
+        t.share(num_items, grain(num_items), [&](int64_t first, int64_t end) {
             for (int64_t item = first; item < end; item++) {
+                if (item >= num_products) {
+                    ranks_of(o, plan, item - num_products, x, x_stride);
+                    continue;
+                }
                 const auto& [matrix, tile] = o.tiles[item % num_tiles];
                 const int64_t part = item / num_tiles;
                 multiply(o.matrices[matrix], tile, x, x_stride, blocks * part / parts * ROWS,
                          std::min(blocks * (part + 1) / parts * ROWS, pass.num_rows));
             }
         });
-        if (!plan_deltas(o)) return;
-        t.share(p.low_offsets.back(), 1, [&](int64_t first, int64_t end) {
-            for (int64_t item = first; item < end; item++) ranks_of(o, item, x, x_stride);
-        });
-        add_deltas(o);
+        if (num_items > num_products) add_deltas(o, plan);
     }
+
+    // Items in a piece: few enough pieces that taking one costs nothing, enough that nobody waits for long.
+    int64_t grain(int64_t num_items) const { return std::max<int64_t>(1, num_items / (8 * t.count())); }
 
     void multiply(const Matrix& matrix, int64_t tile, const float* x, int64_t x_stride, int64_t first_row, int64_t end_row) {
         const Output output{p.at(matrix.out), p.values[matrix.out].stride, matrix.bias};
@@ -391,53 +416,38 @@ class Runner {
         }
     }
 
-    // Where each bank's low-rank products of each matrix go, and how many blocks of ranks there are; false if none.
-    bool plan_deltas(const Operation& o) {
-        if (pass.num_banks == 0) return false;
-        bool any = false;
-        for (const Matrix& matrix : o.matrices)
-            for (int64_t b = 0; b < pass.num_banks; b++) any = any || pass.banks[b].deltas[matrix.index].a;
-        if (!any) return false;
-        t.once([&] {
-            // Pairs (first block of ranks, first float of the result) of matrix x bank, the totals at the end.
-            p.low_offsets.clear();
-            int64_t blocks = 0, floats = 0;
-            for (const Matrix& matrix : o.matrices)
-                for (int64_t b = 0; b < pass.num_banks; b++) {
-                    const Delta& delta = pass.banks[b].deltas[matrix.index];
-                    p.low_offsets.push_back(blocks);
-                    p.low_offsets.push_back(floats);
-                    if (!delta.a) continue;
-                    blocks += (delta.rank + RANKS - 1) / RANKS;
-                    floats += pass.banks[b].num_rows * delta.rank;
-                }
-            p.low.reserve(floats);
-            p.low_offsets.push_back(blocks);
-        });
-        return true;
+    // Writes down where each bank's low-rank products of each matrix go; gives the number of blocks of ranks. Every thread
+    // has a plan of its own, and all are the same: that costs less than to wait for one.
+    int64_t plan_deltas(const Operation& o, DeltaPlan& plan) const {
+        plan.clear();
+        int64_t blocks = 0, floats = 0;
+        for (size_t m = 0; m < o.matrices.size(); m++)
+            for (int64_t b = 0; b < pass.num_banks; b++) {
+                const Delta& delta = pass.banks[b].deltas[o.matrices[m].index];
+                if (!delta.a) continue;
+                plan.push_back({static_cast<int64_t>(m), b, blocks, floats});
+                blocks += (delta.rank + RANKS - 1) / RANKS;
+                floats += pass.banks[b].num_rows * delta.rank;
+            }
+        return blocks;
     }
 
-    void ranks_of(const Operation& o, int64_t item, const float* x, int64_t x_stride) {
-        const int64_t pairs = static_cast<int64_t>(o.matrices.size()) * pass.num_banks;
-        // The last pair that starts at or before the item and is not empty.
-        int64_t low = 0, high = pairs;
-        while (high - low > 1) {
-            const int64_t middle = (low + high) / 2;
-            (p.low_offsets[2 * middle] <= item ? low : high) = middle;
-        }
-        const Matrix& matrix = o.matrices[low / pass.num_banks];
-        const BankRows& bank = pass.banks[low % pass.num_banks];
-        const int64_t first = (item - p.low_offsets[2 * low]) * RANKS;
-        low_rank(bank, bank.deltas[matrix.index], first, matrix.in_features, x, x_stride, p.low.data() + p.low_offsets[2 * low + 1]);
+    void ranks_of(const Operation& o, const DeltaPlan& plan, int64_t item, const float* x, int64_t x_stride) {
+        const auto after = std::upper_bound(plan.begin(), plan.end(), item,
+                                            [](int64_t value, const PlannedDelta& planned) { return value < planned.first_block; });
+        const PlannedDelta& planned = *(after - 1);
+        const Matrix& matrix = o.matrices[planned.matrix];
+        const BankRows& bank = pass.banks[planned.bank];
+        low_rank(bank, bank.deltas[matrix.index], (item - planned.first_block) * RANKS, matrix.in_features, x, x_stride,
+                 p.low.data() + planned.first_float);
     }
 
-    void add_deltas(const Operation& o) {
+    void add_deltas(const Operation& o, const DeltaPlan& plan) {
         int64_t counts[MOST_MATRICES + 1] = {0};
         const int64_t num_matrices = static_cast<int64_t>(o.matrices.size());
         for (int64_t m = 0; m < num_matrices; m++) counts[m + 1] = counts[m] + (o.matrices[m].out_features + OUTPUTS - 1) / OUTPUTS;
-        t.share(counts[num_matrices], 1, [&](int64_t first_item, int64_t end) {
+        t.share(counts[num_matrices], grain(counts[num_matrices]), [&](int64_t first_item, int64_t end) {
             static thread_local Buffer<float> copies;
-            float* base = nullptr;
             for (int64_t item = first_item; item < end; item++) {
                 int64_t m = 0;
                 while (item >= counts[m + 1]) m++;
@@ -445,25 +455,30 @@ class Runner {
                 const int64_t first = (item - counts[m]) * OUTPUTS;
                 float* y = p.at(matrix.out);
                 const int64_t y_stride = p.values[matrix.out].stride;
-                bool has_dora = false;
-                for (int64_t b = 0; b < pass.num_banks; b++) {
-                    const Delta& delta = pass.banks[b].deltas[matrix.index];
-                    has_dora = has_dora || (delta.a && delta.base_factor);
-                }
-                if (has_dora) {
-                    base = copies.reserve(pass.num_rows * OUTPUTS);
-                    for (int64_t row = 0; row < pass.num_rows; row++)
-                        for (int64_t n = 0; n < std::min(OUTPUTS, matrix.out_features - first); n++)
-                            base[row * OUTPUTS + n] = y[row * y_stride + first + n] - (matrix.bias ? matrix.bias[first + n] : 0.0f);
-                }
-                for (int64_t b = 0; b < pass.num_banks; b++) {
-                    const Delta& delta = pass.banks[b].deltas[matrix.index];
-                    if (!delta.a) continue;
-                    const float* low = p.low.data() + p.low_offsets[2 * (m * pass.num_banks + b) + 1];
-                    add_delta(pass.banks[b], delta, low, first, matrix.out_features, base, y, y_stride);
+                const float* base = copy_of_base(matrix, plan, m, first, copies);
+                for (const PlannedDelta& planned : plan) {
+                    if (planned.matrix != m) continue;
+                    const Delta& delta = pass.banks[planned.bank].deltas[matrix.index];
+                    add_delta(pass.banks[planned.bank], delta, p.low.data() + planned.first_float, first, matrix.out_features,
+                              base, y, y_stride);
                 }
             }
         });
+    }
+
+    // W x of OUTPUTS outputs of all rows, if a DoRA needs it: what the base says, before any adapter changes it.
+    const float* copy_of_base(const Matrix& matrix, const DeltaPlan& plan, int64_t m, int64_t first, Buffer<float>& copies) {
+        bool has_dora = false;
+        for (const PlannedDelta& planned : plan)
+            has_dora = has_dora || (planned.matrix == m && pass.banks[planned.bank].deltas[matrix.index].base_factor);
+        if (!has_dora) return nullptr;
+        const int64_t count = std::min(OUTPUTS, matrix.out_features - first), y_stride = p.values[matrix.out].stride;
+        float* base = copies.reserve(pass.num_rows * OUTPUTS);
+        for (int64_t row = 0; row < pass.num_rows; row++)
+            for (int64_t n = 0; n < count; n++)
+                base[row * OUTPUTS + n] =
+                    p.at(matrix.out)[row * y_stride + first + n] - (matrix.bias ? matrix.bias[first + n] : 0.0f);
+        return base;
     }
 
     void attention(const Operation& o) {
@@ -551,6 +566,10 @@ Packed* lx_pack(Library* library, int32_t type, const uint8_t* data, int64_t row
     library->packed.push_back(std::move(packed));
     return library->packed.back().get();
 }
+
+// Memory in large pages, for what the caller keeps.
+void* lx_allocate(int64_t bytes) { return allocate(static_cast<size_t>(std::max<int64_t>(bytes, LARGE_PAGE))); }
+void lx_release(void* memory) { std::free(memory); }
 
 Program* lx_program() { return new Program(); }
 void lx_program_free(Program* program) { delete program; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
@@ -51,6 +52,8 @@ class _Delta(Structure):
         ("base_factor", c_void_p),
         ("rank", c_int64),
         ("scaling_row", c_int64),
+        ("factor", c_float),
+        ("halves", c_int32),
     )
 
 
@@ -100,7 +103,7 @@ class Library:
         """
         self.code = load_library()
         self.exact = exact
-        for name in ("lx_library", "lx_pack", "lx_program"):
+        for name in ("lx_library", "lx_pack", "lx_program", "lx_allocate"):
             getattr(self.code, name).restype = c_void_p
         self.pointer = c_void_p(self.code.lx_library(c_int32(num_threads), c_int32(batch_invariant)))
         # By identity of the weight, which is kept with it: a tied embedding is packed once.
@@ -125,6 +128,16 @@ class Library:
             if pointer is not None and weight is not self.table:
                 weight.release()  # at once: two copies of a whole model would not fit where one does
         return self._packed[id(weight)][1]
+
+
+    def room(self, count: int, dtype: torch.dtype) -> Tensor:
+        """An empty vector of so many numbers in large pages; lives as long as any view of it."""
+        size = count * dtype.itemsize
+        address = self.code.lx_allocate(c_int64(size))
+        memory = (ctypes.c_char * size).from_address(address)
+        # A view keeps the buffer, and the buffer's end gives the memory back.
+        weakref.finalize(memory, self.code.lx_release, c_void_p(address))
+        return torch.frombuffer(memory, dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
 class Recorder:
@@ -337,25 +350,52 @@ class NativeExecutor:
             work.num_banks, work.banks = len(adapters), ctypes.addressof(banks)
         self.library.code.lx_run(program.pointer, self.library.pointer, byref(work))
 
+    def prepare(self, bank: AdapterBank) -> None:
+        """Write a bank's deltas down in the order that passes read them in; any thread, before the bank is used."""
+        self._deltas(bank)
+
     def _deltas(self, bank: AdapterBank) -> c_void_p:
         """The bank's deltas by number of the linear layer; written down once."""
         if bank not in self._banks:
             table = (_Delta * len(self._linears))()
             kept: list[object] = [table]
-            for path, delta in bank.deltas.items():
-                a, b = delta.a.float().contiguous(), delta.b.float().t().contiguous()
-                factor = None if delta.base_factor is None else delta.base_factor.float().contiguous()
-                kept += [a, b, factor, delta]
+            dtype = torch.float32 if self.library.exact else torch.float16
+            room = self.library.room(sum(d.a.numel() + d.b.numel() for d in bank.deltas.values()), dtype)
+            # In the order in which a pass reads them.
+            for path, delta in sorted(bank.deltas.items(), key=lambda item: self._linears[item[0]]):
+                a, room, factor_of_a = _placed(delta.a, room)
+                b, room, factor_of_b = _placed(delta.b.t(), room)
+                base_factor = None if delta.base_factor is None else delta.base_factor.float().contiguous()
+                kept += [a, b, base_factor, delta]
                 table[self._linears[path]] = _Delta(
                     a.data_ptr(),
                     b.data_ptr(),
                     delta.expert_of_rank.data_ptr(),
-                    None if factor is None else factor.data_ptr(),
+                    None if base_factor is None else base_factor.data_ptr(),
                     a.shape[0],
                     bank.scaling_rows.get(path, 0),
+                    1.0 / (factor_of_a * factor_of_b),
+                    dtype == torch.float16,
                 )
             self._banks[bank] = (kept, c_void_p(ctypes.addressof(table)))
         return self._banks[bank][1]
+
+
+def _placed(matrix: Tensor, room: Tensor) -> tuple[Tensor, Tensor, float]:
+    """A matrix at the beginning of some room, what is left of the room, and the power of two it was multiplied by.
+
+    Halves keep 11 bits of a number, three more than bfloat16; the largest is brought near 2^8, so that numbers down to
+    2^-22 of it keep them all. What passes read of adapters is so halved, and that is most of what many different adapters
+    in one batch cost.
+    """
+    wide = matrix.float()
+    largest = float(wide.abs().max()) if wide.numel() else 0.0
+    factor = 1.0
+    if room.dtype == torch.float16 and 0.0 < largest < float("inf"):
+        factor = 2.0 ** (8 - math.frexp(largest)[1])
+    placed = room[: matrix.numel()].view(matrix.shape)
+    placed.copy_(wide * factor if factor != 1.0 else wide)
+    return placed, room[matrix.numel() :], factor
 
 
 def _pointer(tensor: Tensor) -> c_void_p:

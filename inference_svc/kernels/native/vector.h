@@ -57,11 +57,17 @@ inline void store_half(half_t* p, Vector value) {
 }
 #endif
 
+inline Vector load_any(const float* p) { return load(p); }
+inline Vector load_any(const half_t* p) { return load_half(p); }
+
 inline float half_at(const void* p) {
     _Float16 value;
     std::memcpy(&value, p, sizeof value);
     return static_cast<float>(value);
 }
+
+inline float number_at(const float* p) { return *p; }
+inline float number_at(const half_t* p) { return half_at(p); }
 
 inline half_t to_half(float value) {
     const _Float16 half = static_cast<_Float16>(value);
@@ -70,6 +76,11 @@ inline half_t to_half(float value) {
     return bits;
 }
 
+#if defined(__AVX512F__)
+// The same tree of sums as below.
+inline float sum(Vector v) { return _mm512_reduce_add_ps((__m512)v); }
+inline float largest_of(Vector v) { return _mm512_reduce_max_ps((__m512)v); }
+#else
 inline float sum(Vector v) {
     float half[LANES];
     store(half, v);
@@ -84,6 +95,7 @@ inline float largest_of(Vector v) {
     for (int i = 1; i < LANES; i++) half[0] = std::fmax(half[0], half[i]);
     return half[0];
 }
+#endif
 
 // e^x to about 2 units in the last place: 2^n times a polynomial for the rest (Cephes' expf coefficients).
 inline Vector exp(Vector x) {
