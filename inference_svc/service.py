@@ -127,7 +127,7 @@ async def open_service(config: Config) -> Service:
     base, adapter_bytes = await asyncio.to_thread(_load_model, config)
     limits = AdapterLimits(config.max_adapters, config.max_rank, adapter_bytes, evict=config.eviction == "lru")
     threads = LoadingThreads()
-    adapters = AdapterFolders(AdapterRegistry(base.shape, limits), config.adapter_roots, threads)
+    adapters = AdapterFolders(AdapterRegistry(base.shape, limits, base.executor.prepare), config.adapter_roots, threads)
     engine = await asyncio.to_thread(_make_engine, config, base, adapters.registry)
     orderings = OrderingClient(config.ordering_address)
     copies = OrderingCopies(config.data_dir / "orderings")

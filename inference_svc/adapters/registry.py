@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from threading import RLock
 
+from inference_svc.adapters.bank import AdapterBank
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.choosing import ResolvedSelection, mixture_of, version_named, versions_of
 from inference_svc.adapters.loading import Loaded
@@ -41,7 +42,11 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")  # as in t
 class AdapterRegistry:
     """Thread-safe; every method takes effect at once or not at all."""
 
-    def __init__(self, base: BaseModelShape, limits: AdapterLimits) -> None:
+    def __init__(
+        self, base: BaseModelShape, limits: AdapterLimits, prepare: Callable[[AdapterBank], object] | None = None
+    ) -> None:
+        """`prepare` is called in the thread that loads, with what passes will run: they need not do it themselves."""
+        self._prepare = prepare
         self.base = base
         self.limits = limits
         self._lock = RLock()
@@ -89,6 +94,7 @@ class AdapterRegistry:
             AdapterInUse: it would change the kind of an adapter in the active default.
             LimitReached: no room.
         """
+        self._prepare_once(name, loaded)
         with self._lock:
             self.check_load(name, replace=replace, expected_digest=expected_digest)
             version = self._new_version(name, loaded, source, "", pinned=pinned)
@@ -96,6 +102,11 @@ class AdapterRegistry:
             self._check_active(versions, self._selection)
             self._commit(versions, self._selection, staying={name})
             return version.described()
+
+    def _prepare_once(self, name: str, loaded: Loaded) -> None:
+        present = self._versions.get(name)
+        if self._prepare is not None and (present is None or present.loaded.digest != loaded.digest):
+            self._prepare(loaded.bank)
 
     def load_all(
         self, items: Iterable[LoadItem], *, ordering: str, activate: Selection | None
@@ -112,6 +123,7 @@ class AdapterRegistry:
         listed = list(items)
         for item in listed:
             _check_name(item.name)
+            self._prepare_once(item.name, item.loaded)
         owner = _owner(ordering)
         with self._lock:
             selection = self._selection if activate is None else _resolved(activate)

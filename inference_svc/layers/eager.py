@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from inference_svc.adapters.bank import AdapterBank
 from inference_svc.kernels.operations import Kernels
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AdapterRows, AttentionShape, ForwardBatch
@@ -33,6 +34,9 @@ class EagerExecutor:
     def batch_invariant(self) -> bool:
         """True if no row's arithmetic depends on the other rows."""
         return self.kernels.batch_invariant
+
+    def prepare(self, bank: AdapterBank) -> None:
+        """Nothing: a bank is used as it is."""
 
     def hidden_states(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """Hidden states after the final norm [num_tokens, hidden_size]; writes keys and values to the cache."""

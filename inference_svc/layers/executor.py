@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inference_svc.adapters.bank import AdapterBank
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AdapterRows, ForwardBatch
 
@@ -32,6 +33,10 @@ class Executor(Protocol):
     @property
     def cache_dtype(self) -> torch.dtype:
         """Of keys and values in the cache."""
+        ...
+
+    def prepare(self, bank: AdapterBank) -> None:
+        """Do what is to be done once for a bank, before the first pass with it; any thread."""
         ...
 
     def hidden_states(self, batch: ForwardBatch, cache: KVCache) -> Tensor:

@@ -129,7 +129,6 @@ class Library:
                 weight.release()  # at once: two copies of a whole model would not fit where one does
         return self._packed[id(weight)][1]
 
-
     def room(self, count: int, dtype: torch.dtype) -> Tensor:
         """An empty vector of so many numbers in large pages; lives as long as any view of it."""
         size = count * dtype.itemsize
@@ -385,8 +384,7 @@ def _placed(matrix: Tensor, room: Tensor) -> tuple[Tensor, Tensor, float]:
     """A matrix at the beginning of some room, what is left of the room, and the power of two it was multiplied by.
 
     Halves keep 11 bits of a number, three more than bfloat16; the largest is brought near 2^8, so that numbers down to
-    2^-22 of it keep them all. What passes read of adapters is so halved, and that is most of what many different adapters
-    in one batch cost.
+    2^-22 of it keep them all. What passes read of adapters is so halved: most of what many of them in a batch cost.
     """
     wide = matrix.float()
     largest = float(wide.abs().max()) if wide.numel() else 0.0

@@ -108,10 +108,10 @@ def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
     dense = weight.dequantize()
     expected = x.double() @ dense.bfloat16().double().T
     size = x.abs().double() @ dense.abs().double().T
-    # Activations keep 16 bits, sums are float32. A weight in the middle between two bfloat16 may go to either, above all
-    # that of a K-quant, whose scale was rounded to a half before: one unit in 2^8 of a weight, in some of hundreds.
+    # Activations keep 16 bits, sums are float32. A weight in the middle between two bfloat16 may go to either, and that of
+    # a K-quant has a scale that was rounded to a half before, and a minimum that takes most of it away again.
     error = (product(library, weight, x, wide=True).double() - expected).abs() / size
-    assert error.max() < 1e-3
+    assert error.max() < 2e-3
     assert error.mean() < (2e-4 if quantization.endswith("_K") else 1e-4)
 
 
