@@ -11,6 +11,7 @@ import torch
 
 from inference_svc.adapters.base_model import BaseModelShape
 from inference_svc.kernels.choice import KernelChoice, choose_kernels
+from inference_svc.kernels.native.sizes import packed_bytes
 from inference_svc.layers.executor import Executor
 from inference_svc.models.architectures import ARCHITECTURES, linear_shapes
 from inference_svc.models.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from inference_svc.models.definition import ModelDefinition
 from inference_svc.models.loading import check_tensors, load_checkpoint, read_config
 from inference_svc.tokenization.source import tokenizer_of
 from inference_svc.tokenization.tokenizer import ModelTokenizer
-from inference_svc.weights.in_situ import FLOAT_TYPES, Scheme
+from inference_svc.weights.in_situ import EMBEDDINGS, FLOAT_TYPES, Scheme
 from inference_svc.weights.loader import Observer, WeightLoader
 from inference_svc.weights.locate import locate_model
 from inference_svc.weights.opening import ModelSource, open_model
@@ -59,13 +60,23 @@ class OpenedModel:
 
     def memory_needs(self) -> dict[str, int]:
         """Bytes that loading and running it take, by what they are for; keys, values and adapters apart."""
-        entries = self.loader.entries.values()
-        needs = {"weights": sum(entry.nbytes for entry in entries)}
+        entries = self.loader.entries
+        needs = {"weights": sum(self._resident_bytes(name) for name in entries)}
         if self.kernels.name == "reference":  # it unpacks whole weights
-            needs["the largest weight unpacked"] = (
-                max(math.prod(entry.shape) for entry in entries) * self.kernels.dtype.itemsize
-            )
+            largest = max(math.prod(entry.shape) for entry in entries.values())
+            needs["the largest weight unpacked"] = largest * self.kernels.dtype.itemsize
         return needs
+
+    def _resident_bytes(self, name: str) -> int:
+        entry = self.loader.entries[name]
+        is_embedding = name in EMBEDDINGS
+        if self.kernels.name != "native" or len(entry.shape) < 2 or (is_embedding and not self.config.tied_embeddings):
+            return entry.nbytes
+        packed = packed_bytes(entry.quantization, math.prod(entry.shape[:-1]), entry.shape[-1])
+        if packed is None:
+            return entry.nbytes
+        # An embedding that is the head too is laid out for its products, and looked up as it is in the file.
+        return packed + entry.nbytes if is_embedding else packed
 
     @property
     def can_be_quantized(self) -> bool:

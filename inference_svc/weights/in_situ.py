@@ -25,7 +25,7 @@ LARGEST = 65504.0  # what a scale of float16 can hold
 
 _LAYER = re.compile(r"(?:^blk|\.layers)\.(\d+)\.")
 # Names in GGUF, then in Hugging Face checkpoints of the supported architectures.
-_EMBEDDINGS = ("token_embd.weight", "model.embed_tokens.weight")
+EMBEDDINGS = ("token_embd.weight", "model.embed_tokens.weight")
 _HEADS = ("output.weight", "lm_head.weight")
 _ROUTERS = re.compile(r"\.ffn_gate_inp\.|\.(?:block_sparse_moe|mlp)\.gate\.")
 _VALUES = re.compile(r"\.attn_(?:v|qkv)\.|\.(?:v|qkv)_proj\.")
@@ -48,7 +48,7 @@ def chosen_types(source: TensorSource, scheme: Scheme) -> dict[str, GGMLQuantiza
     layers = {name: int(match[1]) for name in source.entries if (match := _LAYER.search(name)) is not None}
     num_layers = max(layers.values(), default=-1) + 1
     is_tied = source.metadata.get("tie_word_embeddings") is True or not any(name in source.entries for name in _HEADS)
-    heads = (*_HEADS, *_EMBEDDINGS) if is_tied else _HEADS
+    heads = (*_HEADS, *EMBEDDINGS) if is_tied else _HEADS
     types = {}
     for name, entry in source.entries.items():
         if not _is_packed(name, entry):

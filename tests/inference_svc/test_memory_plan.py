@@ -11,6 +11,7 @@ import torch
 from inference_svc import memory_plan
 from inference_svc.config import load_config
 from inference_svc.engine.engine import make_cache
+from inference_svc.errors import InvalidRequest
 from inference_svc.memory_plan import DEFAULT_ADAPTER_BYTES, room_for_adapters
 from inference_svc.models.base_model import OpenedModel, open_base_model
 from inference_svc.weights.errors import NotEnoughMemory
@@ -80,6 +81,22 @@ def test_only_a_float_model_is_advised_to_be_quantized(
     with pytest.raises(NotEnoughMemory) as caught:
         room_for_adapters(load_config({}, {}), opened_model(tmp_path, "reference", quantization))
     assert ("--quantize q4_k" in str(caught.value)) is is_advised
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_for_native_kernels_it_is_their_layout_that_must_fit(tmp_path: Path, tied: bool) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny_llama_gguf(path, quantization=gguf.GGMLQuantizationType.Q8_0, tied=tied, vocab=96)
+    try:
+        opened = open_base_model(str(path), base_model_id=None, device="cpu", kernels="native", batch_invariant=False)
+    except InvalidRequest as error:
+        pytest.skip(str(error))
+    entries = opened.source.entries
+    vectors = sum(entry.nbytes for entry in entries.values() if len(entry.shape) == 1)
+    matrices = sum(entry.nbytes for name, entry in entries.items() if len(entry.shape) == 2 and "embd" not in name)
+    embedding = entries["token_embd.weight"].nbytes
+    # A byte and a sixteenth for each value in the file and in the layout alike, in whole lines of 64 bytes.
+    assert opened.memory_needs() == {"weights": vectors + matrices + embedding * (2 if tied else 1)}
 
 
 def test_nothing_is_read_before_it_is_known_to_fit(tmp_path: Path, machine: dict[str, int | None]) -> None:
