@@ -48,7 +48,7 @@ class Answer:
         self.freezer = ScalingsFreezer(sequence.granularity, sequence.num_prompt_tokens)
         self.stream = stream
         self._eos_token_ids = tokenizer.eos_token_ids
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=not request.begins_text)
         self._stop_strings = StopStrings(request.stopping.stop)
         self._is_capped_by_context = is_capped_by_context
         self._sampling = SamplingState(request.sampling, seed, request.prompt_token_ids)

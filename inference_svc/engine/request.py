@@ -151,6 +151,9 @@ class GenerationRequest:
     stopping: Stopping = field(default_factory=Stopping)
     response: ResponseOptions = field(default_factory=ResponseOptions)
     xlora: XLoraOptions = field(default_factory=XLoraOptions)
+    # The answer is a text of its own, as in a conversation; else it goes on from the prompt's, and begins with a space
+    # if a word follows one. Tokenizers of Llama 2's kind put a space before every text, which is none of it.
+    begins_text: bool = False
 
     def mixture_of(self, mixture: Mixture, applied: Sequence[AppliedAdapter]) -> Mixture:
         """What the selection stands for, with the changes that the request makes.

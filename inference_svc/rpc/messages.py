@@ -72,6 +72,7 @@ def generation_request(
         stopping=stopping_from_proto(message.stopping),
         response=response_options_from_proto(message.response),
         xlora=xlora_options_from_proto(message.xlora),
+        begins_text=message.prompt.HasField("chat"),
     )
 
 

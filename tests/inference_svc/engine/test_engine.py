@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 
@@ -32,7 +33,7 @@ from inference_svc.errors import (
     RequestTooLarge,
 )
 from inference_svc.models.base_model import BaseModel
-from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
+from tests.inference_svc.engine.tiny_engine import Letters, Reader, tiny_base_model, when_idle
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,31 @@ def test_an_answer_starts_streams_and_finishes(engine: Engine) -> None:
     assert isinstance(finished, Finished)
     assert (finished.reason, finished.prompt_tokens, finished.completion_tokens) == (FinishReason.MAX_TOKENS, 3, 5)
     when_idle(engine)
+
+
+class Words(Letters):
+    """Every token is a word with the space before it, and texts begin without one."""
+
+    strips_leading_space = True
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b" " + super().token_bytes(token_id)
+
+
+def test_the_space_before_an_answer_is_one_if_it_goes_on_from_the_prompt(
+    base: BaseModel, registry: AdapterRegistry
+) -> None:
+    words = dataclasses.replace(base, tokenizer=Words())  # type: ignore[arg-type]
+    engine = Engine(words, registry, EngineConfig(max_waiting=3, kv_cache_tokens=256, context_length=64))
+    engine.start()
+    try:
+        readers = [Reader(engine, dataclasses.replace(request(), begins_text=begins)) for begins in (False, True)]
+        for reader in readers:
+            reader.until_the_end()
+    finally:
+        engine.stop()
+    assert len(readers[0].text) == 10
+    assert readers[0].text == " " + readers[1].text
 
 
 def test_the_context_ends_an_answer_that_would_outgrow_it(engine: Engine) -> None:

@@ -236,6 +236,15 @@ async def test_a_conversation_is_rendered_with_the_chat_template(
     assert bytes(engine.streams[0].request.prompt_token_ids) == b"<user>hi"
 
 
+async def test_an_answer_in_a_conversation_is_a_text_of_its_own_and_others_go_on_from_the_prompt(
+    engine: FakeEngine, inference: InferenceServiceAsyncStub
+) -> None:
+    chat = pb.ChatMessages(messages=[pb.ChatMessage(role="user", content="hi")])
+    await events_of(inference, pb.GenerateRequest(prompt=pb.Prompt(chat=chat)))
+    await events_of(inference, pb.GenerateRequest(prompt=prompt()))
+    assert [stream.request.begins_text for stream in engine.streams] == [True, False]
+
+
 async def test_a_request_without_an_id_gets_one_of_its_own(
     engine: FakeEngine, inference: InferenceServiceAsyncStub
 ) -> None:
