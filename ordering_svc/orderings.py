@@ -59,9 +59,9 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class DerivationRequest:
-    """The ordering to start from, what to change in it, and where to store it, if it is stored."""
+    """What to start from, what to change in it, and where to store it, if it is stored."""
 
-    name: str
+    source: str | bytes  # the name of a stored ordering, or a file
     derivation: Derivation
     destination: Destination | None = None
 
@@ -139,11 +139,12 @@ class Orderings(StoredOrderings):
         return Generated(document, stored.revision.file, architecture, model.config_digest, stored)
 
     def derive(self, request: DerivationRequest, how: WriteRequest = PLAIN) -> Derived:
-        """Make a file from a stored one, and store it if a destination is given.
+        """Make a file from another one, and store it if a destination is given.
 
         Raises:
             InvalidName, OrderingNotFound, RevisionNotFound: of the ordering to start from.
-            InvalidRequest: the change does not fit what is there, or the result would have problems.
+            InvalidRequest: the file to start from cannot be read, the change does not fit what is there, or the result
+                would have problems.
             OrderingServiceError: of the destination, as for `store_made`.
         """
         where = request.destination
@@ -157,13 +158,13 @@ class Orderings(StoredOrderings):
         """Compare and set where an ordering becomes its own next revision: no change that came between is undone."""
         for attempt in range(1, MAX_ATTEMPTS + 1):
             start, file = self._derived(request)
-            is_own_next = where.ordering_id == start.ordering_id and where.etag is None and "@" not in request.name
+            provenance = Provenance("derived", arguments=arguments_json(request.derivation))
+            if start is None:
+                return self.store_made(where, file, provenance, how)
+            names_newest = isinstance(request.source, str) and "@" not in request.source
+            is_own_next = where.ordering_id == start.ordering_id and where.etag is None and names_newest
             guarded = replace(where, etag=start.etag) if is_own_next and where.allow_existing else where
-            provenance = Provenance(
-                "derived",
-                source=f"{resource_name(start.ordering_id)}@{start.revision.number}",
-                arguments=arguments_json(request.derivation),
-            )
+            provenance = replace(provenance, source=f"{resource_name(start.ordering_id)}@{start.revision.number}")
             try:
                 return self.store_made(guarded, file, provenance, how)
             except EtagMismatch:
@@ -171,11 +172,16 @@ class Orderings(StoredOrderings):
                     raise
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _derived(self, request: DerivationRequest) -> tuple[Ordering, bytes]:
-        """What is started from, and the file that it becomes."""
-        start = self.get(request.name)
-        file = derive(start.revision.file, request.derivation)
-        refuse_errors(validate_file(file, Expectations(start.metadata.kind)), "document.")
+    def _derived(self, request: DerivationRequest) -> tuple[Ordering | None, bytes]:
+        """What is started from, if it is stored, and the file that it becomes."""
+        if isinstance(request.source, bytes):
+            start, kind, before = None, AdapterKind.UNSPECIFIED, request.source
+            refuse_errors(parse_file(before).problems, "json.")
+        else:
+            start = self.get(request.source)
+            kind, before = start.metadata.kind, start.revision.file
+        file = derive(before, request.derivation)
+        refuse_errors(validate_file(file, Expectations(kind)), "document.")
         return start, file
 
     def validate(self, request: ValidationRequest) -> tuple[Problem, ...]:

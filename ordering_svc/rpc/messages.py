@@ -177,14 +177,14 @@ def _decode_modules(message: ordering_pb2.ModuleSelection) -> tuple[str, ...] | 
 
 
 def decode_derivation(request: ordering_service_pb2.DeriveOrderingRequest) -> DerivationRequest:
-    """The ordering to start from, and what to change in it."""
+    """What to start from, and what to change in it; the contract lets no request without a source through."""
     derivation = Derivation(
         adapter_names=tuple(request.adapter_names.names) if request.HasField("adapter_names") else None,
         add_preload_adapters=tuple(PreloadAdapter(a.name, a.adapter_model_id) for a in request.add_preload_adapters),
         remove_preload_adapters=tuple(request.remove_preload_adapters),
     )
     destination = decode_destination(request.destination) if request.HasField("destination") else None
-    return DerivationRequest(request.name, derivation, destination)
+    return DerivationRequest(request.name or request.json, derivation, destination)
 
 
 def decode_validation(request: ordering_service_pb2.ValidateOrderingRequest) -> ValidationRequest:

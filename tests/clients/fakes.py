@@ -400,7 +400,7 @@ class FakeOrdering(FakeHistory):
         document = ordering_pb2.OrderingDocument(base_model_id="m", order=request.adapter_names)
         if request.add_preload_adapters:
             document.preload_adapters.adapters.extend(request.add_preload_adapters)
-        content = {"order": list(request.adapter_names.names), "base_model_id": "m"}
+        content = json.loads(request.json or b"{}") | {"order": list(request.adapter_names.names), "base_model_id": "m"}
         stored = None
         if request.HasField("destination"):
             stored = ordering_pb2.Ordering(

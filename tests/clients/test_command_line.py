@@ -211,16 +211,6 @@ def test_validate_shows_every_problem_and_exits_with_1(run: Run, services: FakeS
     )
 
 
-def test_set_names_changes_only_the_order_of_a_file(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "old.json").write_text('{\n    "order": ["x"],\n    "layers": {"é": 0},\n    "base_model_id": "m"\n}\n')
-    assert run("ordering", "set-names", "old.json", "--adapters", "b, a", "-o", "new.json")[0] == 0
-    expected = (
-        '{\n    "order": [\n        "b",\n        "a"\n    ],\n    "layers": {\n        "é": 0\n    },\n'
-        '    "base_model_id": "m"\n}\n'
-    )
-    assert (tmp_path / "new.json").read_text() == expected
-
-
 def test_set_names_and_add_preload_make_new_revisions_of_a_stored_ordering(
     run: Run, services: FakeServices, tmp_path: Path
 ) -> None:
@@ -235,8 +225,6 @@ def test_set_names_and_add_preload_make_new_revisions_of_a_stored_ordering(
     preload = parsed(run(*command, "--json"))["document"]["preload_adapters"]
     assert preload == [{"name": name, "adapter_model_id": "org/place"} for name in ("p", "q")]
     assert run("ordering", "set-names", "demo@1", "--adapters", "z")[0] == 2
-    (tmp_path / "list.json").write_text("[]")
-    assert run("ordering", "set-names", "list.json", "--adapters", "z")[0] == 1
 
 
 def test_scalings_are_saved_plotted_and_exported(run: Run, tmp_path: Path) -> None:

@@ -81,15 +81,19 @@ def test_every_form_of_selection_is_sent(run: Run, services: FakeServices) -> No
     assert run(*start, "--targets", "q_proj", "--layers", "x")[0] == 2
 
 
-def test_files_are_derived_here(run: Run, file: Path) -> None:
+def test_files_are_derived_by_the_service_and_not_stored(run: Run, services: FakeServices, file: Path) -> None:
     assert json.loads(run("ordering", "set-names", str(file), "--adapters", "x,y")[1]) == {**FILE, "order": ["x", "y"]}
+    request = services.ordering.seen[-1]
+    assert (request.json, request.name, list(request.adapter_names.names)) == (file.read_bytes(), "", ["x", "y"])
+    assert not request.HasField("destination")
     place = ("--adapter-model-id", "org/x")
-    added = json.loads(run("ordering", "add-preload", str(file), "--adapters", "bio", *place)[1])
-    assert [adapter["name"] for adapter in added["preload_adapters"]] == ["math", "bio"]
-    assert run("ordering", "add-preload", str(file), "--adapters", "math", *place)[0] == 1
-    removed = json.loads(run("ordering", "remove-preload", str(file), "--adapters", "math")[1])
-    assert removed == {**FILE, "preload_adapters": []}
-    assert run("ordering", "remove-preload", str(file), "--adapters", "none")[0] == 1
+    assert run("ordering", "add-preload", str(file), "--adapters", "bio", *place, "-o", "made.json")[0] == 0
+    request = services.ordering.seen[-1]
+    assert [(a.name, a.adapter_model_id) for a in request.add_preload_adapters] == [("bio", "org/x")]
+    assert run("ordering", "remove-preload", str(file), "--adapters", "math")[0] == 0
+    assert list(services.ordering.seen[-1].remove_preload_adapters) == ["math"]
+    assert run("ordering", "remove-preload", str(file), "--adapters", "math", "--save", "x")[0] == 2
+    assert run("ordering", "set-names", "nowhere.json", "--adapters", "z")[0] == 1
 
 
 def test_a_stored_ordering_is_derived_by_the_service(run: Run, services: FakeServices, file: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from loramux.cli.derived_files import with_order, with_preload, without_preload
 from loramux.cli.ordering import EtagOption, KindOption, LabelOption, PlaceOption, names, pairs
 from loramux.cli.ordering_files import OutputOption, SourceArgument, deliver, file_named, model_reference
 from loramux.cli.ordering_tables import ordering_table
@@ -119,8 +118,7 @@ def set_names(
         source,
         output,
         save,
-        lambda content: with_order(content, new, source),
-        lambda client, where: client.orderings.derive(source, adapters=new, destination=where),
+        lambda client, start, where: client.orderings.derive(start, adapters=new, destination=where),
     )
 
 
@@ -142,8 +140,7 @@ def add_preload(
         source,
         output,
         save,
-        lambda content: with_preload(content, added, source),
-        lambda client, where: client.orderings.derive(source, add_preload=added, destination=where),
+        lambda client, start, where: client.orderings.derive(start, add_preload=added, destination=where),
     )
 
 
@@ -164,8 +161,7 @@ def remove_preload(
         source,
         output,
         save,
-        lambda content: without_preload(content, removed, source),
-        lambda client, where: client.orderings.derive(source, remove_preload=removed, destination=where),
+        lambda client, start, where: client.orderings.derive(start, remove_preload=removed, destination=where),
     )
 
 
@@ -174,18 +170,15 @@ def _derive(
     source: str,
     output: Path | None,
     save: str | None,
-    change: Callable[[bytes], bytes],
-    derive: Callable[[Client, Destination | None], DerivedOrdering],
+    derive: Callable[[Client, str | Path, Destination | None], DerivedOrdering],
 ) -> None:
-    """A file is changed here; a stored ordering by the service, which remembers what it was derived from."""
-    if file := file_named(source):
-        if save is not None:
-            raise typer.BadParameter(f"{source} is a file: say -o FILE, and import that")
-        deliver(session, OrderingFile(change(file.read_bytes()), ""), output)
-        return
+    """The service changes files as well as stored orderings; of these it remembers what they were derived from."""
+    file = file_named(source)
+    if file is not None and save is not None:
+        raise typer.BadParameter(f"{source} is a file: say -o FILE, and import that")
     with session.client() as client:
-        if output is not None and save is None:
-            deliver(session, OrderingFile(derive(client, None).json, ""), output)
+        if file is not None or (output is not None and save is None):
+            deliver(session, OrderingFile(derive(client, file or source, None).json, ""), output)
             return
         if save is not None:
             where = Destination(save)
@@ -193,7 +186,7 @@ def _derive(
             raise typer.BadParameter(f"{source} is one revision; say -o FILE or --save ID, or name it without it")
         else:  # the etag guards the very revision that the change is derived from
             where = Destination(source, allow_existing=True, etag=client.orderings.get(source).etag)
-        made = derive(client, where)
+        made = derive(client, source, where)
         if output is not None:
             deliver(session, OrderingFile(made.json, ""), output)
         assert made.ordering is not None  # there was a destination

@@ -242,7 +242,7 @@ def generate_ordering(
 
 
 def derive_ordering(
-    name: str,
+    source: str | bytes | Path,
     *,
     adapter_names: Sequence[str] | None,
     add_preload: Sequence[PreloadAdapter],
@@ -250,9 +250,8 @@ def derive_ordering(
     destination: Destination | None,
     options: WriteOptions,
 ) -> AnyCall[DerivedOrdering]:
-    """Makes a document from a stored one, and stores it if there is a destination."""
+    """Makes a document from a stored one or a file, and stores it if there is a destination. Raises OSError."""
     request = ordering_service_pb2.DeriveOrderingRequest(
-        name=ordering_resource(name),
         adapter_names=None if adapter_names is None else ordering_pb2.AdapterNames(names=adapter_names),
         add_preload_adapters=[
             ordering_pb2.PreloadAdapter(name=entry.name, adapter_model_id=entry.adapter_model_id)
@@ -262,6 +261,10 @@ def derive_ordering(
         destination=None if destination is None else destination_to_proto(destination),
         **write_fields(options),
     )
+    if isinstance(source, str):
+        request.name = ordering_resource(source)
+    else:
+        request.json = source if isinstance(source, bytes) else source.read_bytes()
     return Call(
         ORDERINGS + "DeriveOrdering",
         request,

@@ -119,6 +119,41 @@ async def test_preload_adapters_are_added_and_removed(service: Service) -> None:
     assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_a_file_is_derived_as_a_stored_ordering_is_and_stored_only_if_asked_to(service: Service) -> None:
+    file = b'{ "order": ["a"],\n  "base_model_id":"m", "layers": {}}\r\n'
+    names = P.AdapterNames(names=["x", "y"])
+    made = await service.stub.DeriveOrdering(S.DeriveOrderingRequest(json=file, adapter_names=names))
+    assert made.json == file.replace(b'["a"]', b'["x", "y"]')
+    assert list(made.document.order.names) == ["x", "y"]
+    assert not (await service.stub.ListOrderings(S.ListOrderingsRequest())).orderings
+    where = P.Destination(ordering_id="kept")
+    request = S.DeriveOrderingRequest(json=file, adapter_names=names, destination=where, request_id=str(uuid.uuid4()))
+    stored = await service.stub.DeriveOrdering(request)
+    assert (stored.json, stored.ordering.provenance.method) == (made.json, "derived")
+    assert (stored.ordering.provenance.source, stored.ordering.revision_number) == ("", 1)
+    assert await service.stub.DeriveOrdering(request) == stored
+
+
+@pytest.mark.parametrize(
+    ("request_message", "said"),
+    [
+        (S.DeriveOrderingRequest(json=b"[1]", adapter_names=P.AdapterNames(names=["x"])), "The file holds a list"),
+        (S.DeriveOrderingRequest(json=b'{"order": 1}', adapter_names=P.AdapterNames(names=["x"])), "order is a number"),
+        (S.DeriveOrderingRequest(json=b"{}", adapter_names=P.AdapterNames(names=["x"])), "base_model_id"),
+        (S.DeriveOrderingRequest(json=b'{"base_model_id": "m"}'), "nothing to derive"),
+        (S.DeriveOrderingRequest(json=b'{"base_model_id": "m"}', remove_preload_adapters=["z"]), "not preloaded"),
+        (S.DeriveOrderingRequest(adapter_names=P.AdapterNames(names=["x"])), "one of name, json must be set"),
+        (S.DeriveOrderingRequest(name="orderings/x", json=b"{}"), "only one of name, json can be set"),
+    ],
+)
+async def test_a_file_that_cannot_be_derived_from_is_refused(
+    service: Service, request_message: S.DeriveOrderingRequest, said: str
+) -> None:
+    failure = await failure_of(service.stub.DeriveOrdering(request_message))
+    assert failure.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert said in failure.message
+
+
 async def test_a_derivation_of_itself_happens_once_and_undoes_no_other_change(service: Service) -> None:
     await service.stub.ImportOrdering(S.ImportOrderingRequest(ordering_id="start", json=b'{"base_model_id": "m"}'))
 

@@ -260,7 +260,7 @@ class AsyncOrderingApi:
 
     async def derive(
         self,
-        name: str,
+        source: str | bytes | Path,
         *,
         adapters: Sequence[str] | None = None,
         add_preload: Sequence[PreloadAdapter] = (),
@@ -268,14 +268,14 @@ class AsyncOrderingApi:
         destination: Destination | None = None,
         **options: Unpack[WriteOptions],
     ) -> DerivedOrdering:
-        """Makes a document from a stored one with other adapter names, or more or fewer preload adapters.
+        """Makes a document from a stored one (`str`) or a file, with other adapter names or adapters to preload.
 
         Only the value of a changed key is written anew: every other byte of the file stays. Stores the document if a
-        destination is given.
+        destination is given. Raises OSError if the file cannot be read.
         """
         return await self._connection.run(
             ordering_calls.derive_ordering(
-                name,
+                source,
                 adapter_names=adapters,
                 add_preload=add_preload,
                 remove_preload=remove_preload,

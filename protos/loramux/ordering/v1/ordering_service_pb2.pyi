@@ -975,7 +975,7 @@ Global___GenerateOrderingResponse: _TypeAlias = GenerateOrderingResponse  # noqa
 
 @_typing.final
 class DeriveOrderingRequest(_message.Message):
-    """Request of DeriveOrdering."""
+    """Request of DeriveOrdering; it has either a name or a file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -986,12 +986,15 @@ class DeriveOrderingRequest(_message.Message):
     DESTINATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What to start from: `orderings/{ordering}` or `orderings/{ordering}@{revision}`."""
     request_id: _builtins.str
     """Makes the write happen once, however often it is sent: a UUID."""
     validate_only: _builtins.bool
     """Answer as if, and write nothing."""
+    json: _builtins.bytes
+    """What to start from: an ordering file, which need not be stored."""
     @_builtins.property
     def adapter_names(self) -> _ordering_pb2.AdapterNames:
         """Replaces `order`. Not set: it stays."""
@@ -1018,10 +1021,11 @@ class DeriveOrderingRequest(_message.Message):
         destination: _ordering_pb2.Destination | None = ...,
         request_id: _builtins.str | None = ...,
         validate_only: _builtins.bool = ...,
+        json: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_names", b"_adapter_names", "_request_id", b"_request_id", "adapter_names", b"adapter_names", "destination", b"destination", "request_id", b"request_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_names", b"_adapter_names", "_request_id", b"_request_id", "adapter_names", b"adapter_names", "add_preload_adapters", b"add_preload_adapters", "destination", b"destination", "name", b"name", "remove_preload_adapters", b"remove_preload_adapters", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_names", b"_adapter_names", "_request_id", b"_request_id", "adapter_names", b"adapter_names", "add_preload_adapters", b"add_preload_adapters", "destination", b"destination", "json", b"json", "name", b"name", "remove_preload_adapters", b"remove_preload_adapters", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adapter_names: _TypeAlias = _typing.Literal["adapter_names"]  # noqa: Y015
     _WhichOneofArgType__adapter_names: _TypeAlias = _typing.Literal["_adapter_names", b"_adapter_names"]  # noqa: Y015

@@ -297,9 +297,10 @@ class OrderingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeriveOrdering(self, request, context):
-        """Makes a document from a stored one: with other adapter names, with more or fewer preload adapters; and stores the result
-        if a destination is given.
-        NOT_FOUND and INVALID_ARGUMENT as for GetOrdering; for a destination as ImportOrdering.
+        """Makes a document from a stored one or from a file: with other adapter names, with more or fewer preload adapters; only
+        the changed values are written anew, every other byte of the file stays. Stores the result if a destination is given.
+        NOT_FOUND and INVALID_ARGUMENT as for GetOrdering, INVALID_ARGUMENT for a file with problems and for a change that does
+        not fit; for a destination as ImportOrdering.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

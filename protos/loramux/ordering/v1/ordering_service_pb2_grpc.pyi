@@ -124,9 +124,10 @@ class OrderingServiceStub:
     as ImportOrdering.
     """
     DeriveOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.DeriveOrderingRequest, _ordering_service_pb2.DeriveOrderingResponse]
-    """Makes a document from a stored one: with other adapter names, with more or fewer preload adapters; and stores the result
-    if a destination is given.
-    NOT_FOUND and INVALID_ARGUMENT as for GetOrdering; for a destination as ImportOrdering.
+    """Makes a document from a stored one or from a file: with other adapter names, with more or fewer preload adapters; only
+    the changed values are written anew, every other byte of the file stays. Stores the result if a destination is given.
+    NOT_FOUND and INVALID_ARGUMENT as for GetOrdering, INVALID_ARGUMENT for a file with problems and for a change that does
+    not fit; for a destination as ImportOrdering.
     """
     ValidateOrdering: _grpc.UnaryUnaryMultiCallable[_ordering_service_pb2.ValidateOrderingRequest, _ordering_service_pb2.ValidateOrderingResponse]
     """Judges a document and returns every problem at once; a document with problems is not an error of this method.
@@ -228,9 +229,10 @@ class OrderingServiceAsyncStub(OrderingServiceStub):
     as ImportOrdering.
     """
     DeriveOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.DeriveOrderingRequest, _ordering_service_pb2.DeriveOrderingResponse]  # type: ignore[assignment]
-    """Makes a document from a stored one: with other adapter names, with more or fewer preload adapters; and stores the result
-    if a destination is given.
-    NOT_FOUND and INVALID_ARGUMENT as for GetOrdering; for a destination as ImportOrdering.
+    """Makes a document from a stored one or from a file: with other adapter names, with more or fewer preload adapters; only
+    the changed values are written anew, every other byte of the file stays. Stores the result if a destination is given.
+    NOT_FOUND and INVALID_ARGUMENT as for GetOrdering, INVALID_ARGUMENT for a file with problems and for a change that does
+    not fit; for a destination as ImportOrdering.
     """
     ValidateOrdering: _aio.UnaryUnaryMultiCallable[_ordering_service_pb2.ValidateOrderingRequest, _ordering_service_pb2.ValidateOrderingResponse]  # type: ignore[assignment]
     """Judges a document and returns every problem at once; a document with problems is not an error of this method.
@@ -431,9 +433,10 @@ class OrderingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ordering_service_pb2.DeriveOrderingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ordering_service_pb2.DeriveOrderingResponse, _abc.Awaitable[_ordering_service_pb2.DeriveOrderingResponse]]:
-        """Makes a document from a stored one: with other adapter names, with more or fewer preload adapters; and stores the result
-        if a destination is given.
-        NOT_FOUND and INVALID_ARGUMENT as for GetOrdering; for a destination as ImportOrdering.
+        """Makes a document from a stored one or from a file: with other adapter names, with more or fewer preload adapters; only
+        the changed values are written anew, every other byte of the file stays. Stores the result if a destination is given.
+        NOT_FOUND and INVALID_ARGUMENT as for GetOrdering, INVALID_ARGUMENT for a file with problems and for a change that does
+        not fit; for a destination as ImportOrdering.
         """
 
     @_abc_1.abstractmethod
