@@ -5,6 +5,9 @@ from __future__ import annotations
 # A step with prompt tokens takes at most about so many times as long as one without. A stream whose tokens come in
 # steps of decoding alone so never waits for more than five of them, even if the estimate is a third too low.
 LONGEST_STEP = 4.0
+# Nobody notices a pause of so many seconds, and smaller chunks of prompts cost more than they are worth: where few streams
+# decode, a step may take as long.
+UNNOTICED_SECONDS = 0.05
 UNMEASURED_PROMPT_TOKENS = 64
 WEIGHT_OF_THE_NEWEST = 0.2
 # The fewer prompt tokens a step has, the more of its time is chance.
@@ -39,7 +42,8 @@ class StepPace:
         decoding = self._decoding_step(num_running)
         if decoding is None or self._prompt_token_seconds is None:
             return UNMEASURED_PROMPT_TOKENS
-        return max(1, int((LONGEST_STEP - 1.0) * decoding / self._prompt_token_seconds))
+        spare = max((LONGEST_STEP - 1.0) * decoding, UNNOTICED_SECONDS - decoding)
+        return max(1, int(spare / self._prompt_token_seconds))
 
     def _decoding_step(self, num_decoding: int) -> float | None:
         """Seconds of a step of decoding alone, by the nearest number of sequences that was measured."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.scheduling.chunks import share_between_prompts
-from inference_svc.scheduling.pace import StepPace
+from inference_svc.scheduling.pace import UNNOTICED_SECONDS, StepPace
 from inference_svc.scheduling.scheduler import Scheduler
 from inference_svc.scheduling.sequence import Sequence
 
@@ -175,26 +175,32 @@ def test_a_pace_that_has_measured_nothing_lets_some_tokens_in() -> None:
 def test_the_pace_follows_what_steps_cost() -> None:
     pace = StepPace()
     for _ in range(50):
-        pace.note(16, 0, 0.010)
-        pace.note(1, 0, 0.003)
-        pace.note(16, 100, 0.010 + 100 * 0.0003)
+        pace.note(16, 0, 0.020)
+        pace.note(16, 100, 0.020 + 100 * 0.0006)
     assert pace.max_prompt_tokens(16) == pytest.approx(100, abs=1)
-    assert pace.max_prompt_tokens(2) == pytest.approx(30, abs=1)
     for _ in range(50):  # prompts became dearer
-        pace.note(16, 100, 0.010 + 100 * 0.003)
+        pace.note(16, 100, 0.020 + 100 * 0.006)
     assert pace.max_prompt_tokens(16) == pytest.approx(10, abs=1)
     for _ in range(50):  # a step so cheap that prompts seem free
         pace.note(16, 100, 0.001)
     assert pace.max_prompt_tokens(16) >= 512
 
 
+def test_where_decoding_is_quick_a_step_with_prompts_may_take_what_nobody_notices() -> None:
+    pace = StepPace()
+    for _ in range(50):
+        pace.note(1, 0, 0.003)
+        pace.note(1, 100, 0.003 + 100 * 0.0005)
+    assert pace.max_prompt_tokens(1) == pytest.approx((UNNOTICED_SECONDS - 0.003) / 0.0005, abs=1)
+
+
 def test_one_step_that_was_held_up_changes_little_and_is_soon_forgotten() -> None:
     pace = StepPace()
     for _ in range(50):
-        pace.note(16, 0, 0.010)
-        pace.note(16, 100, 0.040)
+        pace.note(16, 0, 0.020)
+        pace.note(16, 100, 0.080)
     pace.note(16, 100, 5.0)
     assert pace.max_prompt_tokens(16) >= 80
     for _ in range(20):
-        pace.note(16, pace.max_prompt_tokens(16), 0.010 + 0.0003 * pace.max_prompt_tokens(16))
+        pace.note(16, pace.max_prompt_tokens(16), 0.020 + 0.0006 * pace.max_prompt_tokens(16))
     assert pace.max_prompt_tokens(16) == pytest.approx(100, abs=3)
