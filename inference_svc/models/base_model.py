@@ -24,6 +24,7 @@ from inference_svc.tokenization.tokenizer import ModelTokenizer
 from inference_svc.weights.in_situ import EMBEDDINGS, FLOAT_TYPES, Scheme
 from inference_svc.weights.loader import Observer, WeightLoader
 from inference_svc.weights.locate import locate_model
+from inference_svc.weights.memory import give_back_memory
 from inference_svc.weights.opening import ModelSource, open_model
 from inference_svc.weights.quantization import QuantizedTensor
 
@@ -93,6 +94,7 @@ class OpenedModel:
         tokenizer = tokenizer_of(self.source, self.config.vocab_size)
         checkpoint = load_checkpoint(self.loader)
         executor, notice = self.kernels.executor(define(checkpoint))
+        give_back_memory()
         return BaseModel(
             executor,
             self.config,

@@ -10,12 +10,14 @@ from inference_svc.errors import (
     InvalidRequest,
     LimitReached,
     PathNotAllowed,
+    SourceChanged,
     SourceNotFound,
 )
 from inference_svc.tokenization import errors as tokenization
 from inference_svc.weights import errors as weights
 
 OF_WEIGHTS: dict[type[weights.WeightsError], type[InferenceError]] = {
+    weights.FileChanged: SourceChanged,  # before MalformedFile, of which it is a kind
     weights.MalformedFile: AdapterMalformed,
     weights.UnsupportedFile: AdapterUnsupported,
     weights.FileMissing: SourceNotFound,

@@ -7,6 +7,7 @@ Source: Documentation/filesystems/proc.rst and admin-guide/cgroup-v1/memory.rst,
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def available_memory(device: torch.device, root: Path = Path("/")) -> int | None
         return int(free)
     known = [left for left in (_available_to_all(root), *_left_in_groups(root)) if left is not None]
     return min(known, default=None)
+
+
+def give_back_memory() -> None:
+    """Let the system have what was freed and is kept for later: glibc keeps hundreds of megabytes after a load."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have no such function, nor the habit
+    if trim is not None:
+        trim(0)
 
 
 def check_memory(path: str, needs: Mapping[str, int], available: int | None, advice: str) -> None:

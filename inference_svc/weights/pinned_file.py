@@ -60,7 +60,7 @@ class PinnedFile:
             raise FileMissing(str(self.path), f"cannot be read: {error.strerror}") from error
         if identity != self._identity:
             raise FileChanged(
-                str(self.path), f"{what} cannot be trusted: the file was written to after it was opened; load it again"
+                str(self.path), f"{what} cannot be trusted: the file was written to while it was in use; start again"
             )
 
     def stream(self) -> BinaryIO:

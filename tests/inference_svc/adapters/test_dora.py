@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
@@ -15,7 +18,10 @@ from inference_svc.adapters.bank import LinearDelta
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.lora import load_lora
 from inference_svc.adapters.xlora import load_xlora
-from inference_svc.errors import AdapterMalformed, AdapterUnsupported
+from inference_svc.errors import AdapterMalformed, AdapterUnsupported, SourceChanged
+from inference_svc.rpc.translation import as_inference_error
+from inference_svc.weights.errors import FileChanged
+from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.quantization import QuantizedTensor
 from tests.inference_svc.adapters.conftest import HIDDEN, AdapterWriter
 
@@ -135,3 +141,42 @@ def test_fused_projections_are_linear_layers_like_any_other(write: AdapterWriter
     folder = writer.lora("fused", paths=list(fused), target_modules=["qkv_proj", "gate_up_proj"])
     loaded = load_lora(folder, phi, AdapterLimits())
     assert loaded.target_modules == ("gate_up_proj", "qkv_proj")
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> GgufFile:
+    """A file with a base weight whose rows are in another order in the model."""
+    writer = gguf.GGUFWriter(tmp_path / "base.gguf", "llama")
+    writer.add_tensor("weight", np.random.default_rng(0).standard_normal((HIDDEN, HIDDEN), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GgufFile.open(tmp_path / "base.gguf")
+
+
+def with_weight(write: AdapterWriter, weight: QuantizedTensor) -> AdapterWriter:
+    return replace(write, base=replace(write.base, weights={**write.base.weights, Q0: weight}))
+
+
+def test_norms_are_those_of_a_weight_whose_memory_was_given_back(write: AdapterWriter, stored: GgufFile) -> None:
+    order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
+    kept, released = (stored.tensor("weight").take_rows(order) for _ in range(2))
+    released.release()
+    tensors = write.tensors([Q0]) | {MAGNITUDE: torch.rand(HIDDEN) + 0.5}
+    expected, factor = (dora(with_weight(write, w), "dora", tensors).base_factor for w in (kept, released))
+    assert expected is not None
+    assert factor is not None
+    assert factor.equal(expected)
+    assert not released.is_resident
+
+
+def test_a_base_file_that_is_written_to_while_it_serves_is_named(write: AdapterWriter, stored: GgufFile) -> None:
+    released = stored.tensor("weight")
+    released.release()
+    with stored.path.open("r+b") as file:
+        file.truncate(100)
+    tensors = write.tensors([Q0]) | {MAGNITUDE: torch.ones(HIDDEN)}
+    with pytest.raises(FileChanged, match=r"base\.gguf: tensor 'weight' is cut off") as caught:
+        dora(with_weight(write, released), "dora", tensors)
+    assert isinstance(as_inference_error(caught.value), SourceChanged)

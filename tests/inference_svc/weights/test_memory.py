@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_svc.weights.errors import NotEnoughMemory
-from inference_svc.weights.memory import available_memory, check_memory
+from inference_svc.weights.memory import available_memory, check_memory, give_back_memory
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -94,6 +94,13 @@ def test_a_group_that_is_over_its_limit_has_nothing_left(tmp_path: Path) -> None
     system(tmp_path, V2)
     group_v2(tmp_path, "outer/inner", limit=100 * MIB, usage=101 * MIB)
     assert available_memory(CPU, tmp_path) == 0
+
+
+@pytest.mark.parametrize("library", [None, object()])
+def test_freed_memory_is_given_back_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch, library: object) -> None:
+    if library is not None:
+        monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    give_back_memory()
 
 
 def test_the_refusal_has_the_arithmetic() -> None:
