@@ -82,7 +82,8 @@ class Scheduler:
         prompts: list[Sequence] = []
         for sequence in self._running:
             (decoding if sequence.is_decoding else prompts).append(sequence)
-        budget = self.max_batch_tokens
+        # A row is left for the prompts, so that catching up never keeps the oldest of all from going on.
+        budget = self.max_batch_tokens - (1 if prompts else 0)
         scheduled = []
         for num_others, sequence in zip(range(len(decoding) - 1, -1, -1), decoding, strict=True):
             room = max(budget - num_others, min(budget, 1))
@@ -91,6 +92,7 @@ class Scheduler:
             scheduled.append(next_tokens(sequence, room))
             budget -= scheduled[-1].num_rows
         if prompts:
+            budget += 1
             if decoding:
                 budget = min(budget, self.pace.max_prompt_tokens(len(self._running)))
             scheduled += share_between_prompts(prompts, budget)
