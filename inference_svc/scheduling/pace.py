@@ -5,8 +5,8 @@ from __future__ import annotations
 # A step with prompt tokens takes at most about so many times as long as one without. A stream whose tokens come in
 # steps of decoding alone so never waits for more than five of them, even if the estimate is a third too low.
 LONGEST_STEP = 4.0
-# Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few streams
-# decode, a step may take as long.
+# Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
+# streams decode, a step may take as long.
 UNNOTICED_SECONDS = 0.05
 UNMEASURED_PROMPT_TOKENS = 64
 WEIGHT_OF_THE_NEWEST = 0.2
