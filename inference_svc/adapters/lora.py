@@ -12,8 +12,9 @@ from torch import Tensor
 
 from inference_svc.adapters.adapter_files import ContentDigest, file_state, read_adapter_tensors
 from inference_svc.adapters.bank import AdapterBank, LinearDelta
-from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
+from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, summary
 from inference_svc.adapters.dora import magnitude_ratios
+from inference_svc.adapters.expert_tensors import unfused, unknown_parameters
 from inference_svc.adapters.lora_tensors import Findings, LayerTensors, check_targets, find_layers
 from inference_svc.adapters.peft_config import CONFIG_NAME, PeftLoraConfig, read_peft_config
 from inference_svc.adapters.selection import AdapterKind
@@ -81,7 +82,7 @@ def load_lora(folder: Path, base: BaseModelShape, limits: AdapterLimits) -> Load
         LimitReached: rank or bytes.
     """
     digest = ContentDigest()
-    files = read_lora_files(folder, base, limits, digest, "", with_dora=True)
+    files = read_lora_files(folder, base, limits, digest, "", alone=True)
     deltas = {
         path: LinearDelta(m.a, m.b, torch.zeros(m.a.shape[0], dtype=torch.int64, device=base.device), m.base_factor)
         for path, m in files.matrices.items()
@@ -108,17 +109,18 @@ def read_lora_files(
     digest: ContentDigest,
     prefix: str,
     *,
-    with_dora: bool = False,
+    alone: bool = False,
 ) -> LoraFiles:
     """Read and check a LoRA folder; both files go into `digest` under `prefix`.
 
-    Raises what `load_lora` raises, and AdapterUnsupported for a DoRA unless `with_dora`: it is no expert of a mixture.
+    Raises what `load_lora` raises, and AdapterUnsupported for what can only be used `alone`, not as an adapter of a
+    mixture: a DoRA, and one on parameters.
     """
     name = f"{folder.name}/{TENSORS_NAME}"
     paths = (folder / CONFIG_NAME, folder / TENSORS_NAME)
     before = tuple(file_state(path) for path in paths)
     config = read_peft_config(folder)
-    _check_config(config, folder.name, base, with_dora)
+    _check_config(config, folder.name, base, alone)
     if not (folder / TENSORS_NAME).is_file() and (folder / "adapter_model.bin").exists():
         raise AdapterUnsupported(f"{folder.name}/adapter_model.bin is a pickle; save the adapter as safetensors")
     content = hashlib.sha256()
@@ -130,6 +132,8 @@ def read_lora_files(
     if not tensors:
         raise AdapterMalformed(f"{name} holds no tensors", file=name)
     findings = Findings(name)
+    if config.targets is not None and config.targets.parameters:
+        tensors = unfused(tensors, base, findings.malformed)
     found = find_layers(tensors, config, base, findings)
     check_targets(found, config, base, findings)
     matrices = {}
@@ -140,7 +144,7 @@ def read_lora_files(
     return LoraFiles(config, matrices, found.classifier)
 
 
-def _check_config(config: PeftLoraConfig, folder: str, base: BaseModelShape, with_dora: bool) -> None:
+def _check_config(config: PeftLoraConfig, folder: str, base: BaseModelShape, alone: bool) -> None:
     if base.is_another_model(config.base_model_id):
         raise AdapterUnfit(
             f"{folder}/{CONFIG_NAME}: the adapter was trained for base model {config.base_model_id!r}, "
@@ -148,7 +152,19 @@ def _check_config(config: PeftLoraConfig, folder: str, base: BaseModelShape, wit
             adapter_base=config.base_model_id,
             base=base.base_model_id,
         )
-    if config.use_dora and not with_dora:
+    parameters = frozenset() if config.targets is None else config.targets.parameters
+    if unknown := unknown_parameters(parameters, base):
+        raise AdapterUnsupported(
+            f"{folder}/{CONFIG_NAME}: `target_parameters` {summary(unknown)[:200]}: adapters can be on linear layers "
+            f"and on the experts of a Mixtral; the base model is a {base.architecture}",
+            key="target_parameters",
+        )
+    if parameters and not alone:
+        raise AdapterUnsupported(
+            f"{folder}/{CONFIG_NAME}: `target_parameters`: an X-LoRA weighs modules, which these experts are not",
+            key="target_parameters",
+        )
+    if config.use_dora and not alone:
         raise AdapterUnsupported(
             f"{folder}/{CONFIG_NAME}: `use_dora`: a DoRA cannot be an adapter of an X-LoRA", key="use_dora"
         )

@@ -35,13 +35,16 @@ class PeftLoraConfig:
 
     def rank_for(self, path: str) -> int:
         """LoRA rank of a module."""
-        return int(self.rank_pattern.value_for(path, self.r))
+        return int(self.rank_pattern.value_for(self._name_of(path), self.r))
 
     def scale_for(self, path: str) -> float:
         """What B A x is multiplied by: alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA."""
         rank = self.rank_for(path)
-        alpha = self.alpha_pattern.value_for(path, self.lora_alpha)
+        alpha = self.alpha_pattern.value_for(self._name_of(path), self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def _name_of(self, path: str) -> str:
+        return path if self.targets is None else self.targets.name_of(path)
 
 
 def read_peft_config(folder: Path) -> PeftLoraConfig:
@@ -120,7 +123,10 @@ def _targets(config: ConfigFile) -> PeftTargets | None:
     """What the configuration says of the modules that were trained."""
     modules, exclude = _names(config, "target_modules"), _names(config, "exclude_modules")
     layers, pattern = _indices(config), _names(config, "layers_pattern")
-    if not modules:
+    parameters = _names(config, "target_parameters")
+    if isinstance(parameters, str):
+        config.refuse("target_parameters", "a list of parameter names")
+    if not modules and not parameters:
         return None  # an old file; PEFT has a table of defaults for each architecture
     try:
         return PeftTargets(
@@ -128,6 +134,7 @@ def _targets(config: ConfigFile) -> PeftTargets | None:
             exclude if isinstance(exclude, str) else frozenset(exclude),
             layers if isinstance(layers, int) else frozenset(layers),
             (pattern,) if isinstance(pattern, str) else pattern,
+            frozenset(parameters),
         )
     except PatternError:
         return None  # it only says again what the tensors say, so it is no reason to refuse the adapter

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from inference_svc.adapters.expert_tensors import parameter_of
 from inference_svc.adapters.peft_patterns import check_patterns
 
 ALL_LINEAR = "all-linear"
@@ -20,6 +21,7 @@ class PeftTargets:
     exclude: str | frozenset[str] = frozenset()
     layers: int | frozenset[int] = frozenset()
     layers_pattern: tuple[str, ...] = ()
+    parameters: frozenset[str] = frozenset()  # adapted beside modules: experts that are fused
 
     def __post_init__(self) -> None:
         """Raises PatternError for an expression that is broken or that could take very long."""
@@ -28,6 +30,8 @@ class PeftTargets:
 
     def contain(self, path: str) -> bool:
         """The adapter changes this module. Source: `check_target_module_exists` of PEFT."""
+        if self.name_of(path) != path:
+            return True
         if self.exclude and _matches(self.exclude, path):
             return False
         if isinstance(self.modules, str):
@@ -37,6 +41,11 @@ class PeftTargets:
         if path in self.modules:  # a whole path is taken whatever the layers are
             return True
         return _matches(self.modules, path) and self._has_layer(path)
+
+    def name_of(self, path: str) -> str:
+        """What patterns of ranks and scales call a module: itself, or the parameter that is adapted in its place."""
+        parameter = parameter_of(path) if self.parameters else None
+        return path if parameter is None or self.parameters.isdisjoint(_endings(parameter)) else parameter
 
     def _has_layer(self, path: str) -> bool:
         if self.layers == frozenset():

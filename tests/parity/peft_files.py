@@ -25,10 +25,8 @@ def written(peft: Any, name: str, folder: Path) -> Path:
     """The adapter's files, from the parameters of the PEFT model."""
     folder.mkdir()
     config = peft.peft_config[name].to_dict()
-    config["target_modules"] = (
-        sorted(config["target_modules"]) if isinstance(config["target_modules"], set) else config["target_modules"]
-    )
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    listed = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(listed))
     mine = {re.sub(rf"\.{name}(?=\.|$)", "", k): v for k, v in peft.state_dict().items() if f".{name}" in k}
     tensors = {key.replace("magnitude_vector.weight", "magnitude_vector"): v.contiguous() for key, v in mine.items()}
     save_file(tensors, folder / "adapter_model.safetensors")

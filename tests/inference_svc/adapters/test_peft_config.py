@@ -167,7 +167,6 @@ def test_a_config_that_is_not_utf8_or_missing_is_refused(tmp_path: Path) -> None
         ("init_lora_weights", '"lora_ga"'),
         ("peft_type", '"XLORA"'),
         ("task_type", '"SEQ_CLS"'),
-        ("target_parameters", '["experts.w"]'),
         ("use_qalora", "true"),
         ("a_key_of_tomorrow", "0.5"),
     ],
