@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check -q
 RUN := .venv/bin
 
-.PHONY: demo demo-adapters test stress torture bench bench-accuracy bench-peers check format protos check-protos clean
+.PHONY: demo demo-adapters test stress torture bench bench-accuracy bench-curves bench-peers check format protos check-protos clean
 
 demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
 	$(RUN)/python -m orderings.demo.run
@@ -21,12 +21,16 @@ PEERS ?= llama.cpp mistralrs vllm peft
 BENCH_PEERS_DIR ?=
 BENCH ?=
 ACCURACY ?=
+CURVES ?=
 
 bench: .venv/.development $(if $(BENCH_PEERS_DIR),,bench-peers)  ## ours against peers; BENCH="--row prefill --profile varied"
 	$(RUN)/python -m benchmarks.speed --peers-folder $(or $(BENCH_PEERS_DIR),build/peers) --peers $(PEERS) $(BENCH)
 
 bench-accuracy: .venv/.development $(if $(BENCH_PEERS_DIR),,bench-peers)  ## how exact the fast paths and llama.cpp are (half an hour)
 	$(RUN)/python -m benchmarks.accuracy --peers-folder $(or $(BENCH_PEERS_DIR),build/peers) $(ACCURACY)
+
+bench-curves: .venv/.development  ## how the cost of a step grows, as pictures in benchmarks/plots
+	$(RUN)/python -m benchmarks.curves $(CURVES)
 
 bench-peers: .venv/.development  ## install the peers that `make bench` compares with (vLLM alone is 3.5 GB)
 	$(RUN)/python -m benchmarks.peers.installations $(PEERS)
