@@ -129,6 +129,59 @@ inline Vector dot(const Codes (&codes)[8], const int8_t* high, const int8_t* low
     const __m512i upper = _mm512_slli_epi32(_mm512_add_epi32(h[0], h[1]), SHIFT);
     return (Vector)_mm512_cvtepi32_ps(_mm512_add_epi32(upper, _mm512_add_epi32(l[0], l[1])));
 }
+#elif defined(__AVX2__)
+struct Codes {  // of 16 rows, four columns each: eight rows in each register
+    __m256i part[2];
+};
+
+template <int BITS>
+inline void load_codes(const uint8_t* step, Codes (&codes)[8]) {
+    const __m256i low_bits = _mm256_set1_epi8(15);
+    for (int i = 0; i < (BITS == 4 ? 4 : 8); i++)
+        for (int half = 0; half < 2; half++) {
+            const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(step + 64 * i + 32 * half));
+            codes[i].part[half] = BITS == 4 ? _mm256_and_si256(bytes, low_bits) : bytes;
+            if (BITS == 4) codes[i + 4].part[half] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low_bits);
+        }
+}
+
+// Adds the products of four codes and four activations to each of eight numbers.
+template <int BITS>
+inline __m256i add_products(__m256i total, __m256i codes, __m256i x) {
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(total, codes, x);
+#else
+    // Pairs are added in 16 bits first: codes of 8 bits would not fit, so they go in two halves of 4.
+    const __m256i ones = _mm256_set1_epi16(1), low_bits = _mm256_set1_epi8(15);
+    if (BITS == 4) return _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), ones));
+    const __m256i low = _mm256_and_si256(codes, low_bits), high = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low_bits);
+    total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(low, x), ones));
+    const __m256i upper = _mm256_madd_epi16(_mm256_maddubs_epi16(high, x), ones);
+    return _mm256_add_epi32(total, _mm256_slli_epi32(upper, 4));
+#endif
+}
+
+template <int SHIFT>
+inline Vector dot(const Codes (&codes)[8], const int8_t* high, const int8_t* low, int first, int count) {
+    auto quad = [](const int8_t* x) {
+        int32_t value;
+        std::memcpy(&value, x, 4);
+        return _mm256_set1_epi32(value);
+    };
+    __m256i totals[2];
+    for (int half = 0; half < 2; half++) {
+        __m256i h = _mm256_setzero_si256(), l = h;
+        for (int i = first; i < first + count; i++) {
+            h = add_products<SHIFT>(h, codes[i].part[half], quad(high + 4 * i));
+            l = add_products<SHIFT>(l, codes[i].part[half], quad(low + 4 * i));
+        }
+        totals[half] = _mm256_add_epi32(_mm256_slli_epi32(h, SHIFT), l);
+    }
+    Vector result;
+    const __m256 parts[2] = {_mm256_cvtepi32_ps(totals[0]), _mm256_cvtepi32_ps(totals[1])};
+    std::memcpy(&result, parts, sizeof result);
+    return result;
+}
 #else
 struct Codes {
     uint8_t bytes[64];

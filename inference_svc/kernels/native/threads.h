@@ -2,6 +2,7 @@
 // for each other between two. They spin while a pass runs, for an operation takes microseconds; they sleep between passes.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -93,12 +94,15 @@ class Threads {
         }
     }
 
+    // A thread that is missing may need this very core, or wait for it behind somebody else's work: then sleeping is the
+    // one way to let it have its turn.
     static void wait(int spins) {
-        // A thread that is missing may need this very core.
-        if (spins < 4000)
+        if (spins < 2000)
             relax();
-        else
+        else if (spins < 2050)
             sched_yield();
+        else
+            std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
 
     void work(int thread) {

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -35,6 +35,43 @@ inline Vector load_half(const half_t* p) {
 }
 inline void store_half(half_t* p, Vector value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+struct Halves {  // of a vector
+    __m256 low, high;
+};
+inline Halves halves(Vector v) {
+    Halves result;
+    std::memcpy(&result, &v, sizeof result);
+    return result;
+}
+inline Vector whole(__m256 low, __m256 high) {
+    const Halves parts = {low, high};
+    Vector v;
+    std::memcpy(&v, &parts, sizeof v);
+    return v;
+}
+inline Vector fma(Vector a, Vector b, Vector c) {
+    const Halves x = halves(a), y = halves(b), z = halves(c);
+    return whole(_mm256_fmadd_ps(x.low, y.low, z.low), _mm256_fmadd_ps(x.high, y.high, z.high));
+}
+inline Vector largest(Vector a, Vector b) {
+    const Halves x = halves(a), y = halves(b);
+    return whole(_mm256_max_ps(x.low, y.low), _mm256_max_ps(x.high, y.high));
+}
+inline Vector smallest(Vector a, Vector b) {
+    const Halves x = halves(a), y = halves(b);
+    return whole(_mm256_min_ps(x.low, y.low), _mm256_min_ps(x.high, y.high));
+}
+inline Vector load_half(const half_t* p) {
+    const __m128i* halves_at = reinterpret_cast<const __m128i*>(p);
+    return whole(_mm256_cvtph_ps(_mm_loadu_si128(halves_at)), _mm256_cvtph_ps(_mm_loadu_si128(halves_at + 1)));
+}
+inline void store_half(half_t* p, Vector value) {
+    const Halves x = halves(value);
+    __m128i* halves_at = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(halves_at, _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(halves_at + 1, _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
