@@ -80,20 +80,23 @@ def write_gguf_lora(source: Path, target: Path, head_dim: int) -> None:
     part.rename(target)
 
 
-def write_xlora(folder: Path, experts: Sequence[Path], shapes: Shapes, hidden_size: int, base_model_id: str) -> None:
+def write_xlora(
+    folder: Path, experts: Sequence[Path], shapes: Shapes, hidden_size: int, base_model_id: str, *, is_flat: bool
+) -> None:
     """A mixture of these adapters with a random classifier, in the layout of the xlora package.
 
-    Its adapters are there twice: in sub-folders, and flat beside the classifier, which is all that mistral.rs lists.
+    With `is_flat` the adapters lie beside the classifier, their names in front of their files': mistral.rs stumbles
+    over sub-folders.
     """
     if (folder / XLORA_CONFIG_NAME).is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
     names = expert_names(len(experts))
     for name, source in zip(names, experts, strict=True):
-        (folder / name).mkdir(exist_ok=True)
         for file in (CONFIG_NAME, WEIGHTS_NAME):
-            shutil.copy(source / file, folder / name / file)
-            shutil.copy(source / file, folder / f"{name}_{file}")
+            target = folder / f"{name}_{file}" if is_flat else folder / name / file
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(source / file, target)
     rows = len(experts) * len(shapes)
     random = torch.Generator().manual_seed(len(experts))
     classifier = {

@@ -24,6 +24,7 @@ class XLoraFiles:
     """A mixture, and the ordering files with which mistral.rs loads it, or one of its adapters alone."""
 
     folder: Path
+    flat: Path  # the same for mistral.rs
     experts: tuple[Path, ...]
     xlora_ordering: Path
     lora_ordering: Path
@@ -93,12 +94,14 @@ class Inputs:
         experts = self.loras((rank,), num_experts)
         folder = self.folder / f"xlora-{num_experts}-rank-{rank}"
         base_model_id = str(self.untied)
-        write_xlora(folder, experts, self.shapes, self.config.hidden_size, base_model_id)
+        flat = folder.with_name(f"{folder.name}-flat")
+        for place, is_flat in ((folder, False), (flat, True)):
+            write_xlora(place, experts, self.shapes, self.config.hidden_size, base_model_id, is_flat=is_flat)
         names = expert_names(num_experts)
         layers = {path: number for number, path in enumerate(self.shapes)}
         ordering = {"order": names, "layers": layers, "base_model_id": base_model_id}
-        preloaded = [{"name": name, "adapter_model_id": str(folder)} for name in names]
+        preloaded = [{"name": name, "adapter_model_id": str(flat)} for name in names]
         paths = (folder.with_suffix(".xlora.json"), folder.with_suffix(".lora.json"))
         paths[0].write_text(json.dumps(ordering))
         paths[1].write_text(json.dumps(ordering | {"order": names[:1], "preload_adapters": preloaded}))
-        return XLoraFiles(folder, tuple(experts), *paths)
+        return XLoraFiles(folder, flat, tuple(experts), *paths)

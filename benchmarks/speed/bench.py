@@ -145,7 +145,7 @@ class Bench:
 
         def start() -> Child:
             files = self.inputs.xlora(self.profile.xlora_rank, self.profile.experts)
-            arguments = [self.inputs.model, self.inputs.untied, files.folder, files.xlora_ordering, "xlora"]
+            arguments = [self.inputs.model, self.inputs.untied, files.flat, files.xlora_ordering, "xlora"]
             return Child(
                 "mistral.rs",
                 python_of(self._peers, "mistralrs"),
