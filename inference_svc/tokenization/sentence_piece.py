@@ -11,7 +11,7 @@ piece overlaps itself, and then the merges of higher score have decided already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 
 from tokenizers import Regex, models, normalizers
@@ -25,23 +25,31 @@ def merges_of_scores(pieces: Mapping[str, float]) -> list[tuple[str, str]]:
     Pieces that all have the same score say nothing by it (converters write that where they know no scores); then their
     order is that of the merges, as it is in vocabularies trained by merging.
     """
+    ranked = list(pieces)
     if len(set(pieces.values())) > 1:
-        ranked = sorted(pieces, key=pieces.__getitem__, reverse=True)
-        groups: Iterator[Sequence[str]] = (list(group) for _, group in groupby(ranked, key=pieces.__getitem__))
+        ranked.sort(key=pieces.__getitem__, reverse=True)
+        groups = [list(group) for _, group in groupby(ranked, key=pieces.__getitem__)]
     else:
-        groups = ([piece] for piece in pieces)
+        groups = [[piece] for piece in ranked]
     merges: list[tuple[str, str]] = []
     for group in groups:
-        pairs = [
-            (piece[:cut], piece[cut:])
-            for piece in group
-            for cut in range(len(piece) - 1, 0, -1)
-            if piece[:cut] in pieces and piece[cut:] in pieces
-        ]
-        if len(group) > 1:
-            pairs.sort(key=lambda pair: (len(pair[0]), len(pair[1])), reverse=True)
-        merges += pairs
+        if len(group) == 1:
+            merges += _cuts(group[0], pieces)
+        else:
+            pairs = [pair for piece in group for pair in _cuts(piece, pieces)]
+            merges += sorted(pairs, key=lambda pair: (len(pair[0]), len(pair[1])), reverse=True)
     return merges
+
+
+def _cuts(piece: str, pieces: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The ways to cut a piece into two others, the longest left part first."""
+    pairs = []
+    # A vocabulary has up to 262,144 pieces: this is most of the time that a tokenizer takes to start.
+    for cut in range(len(piece) - 1, 0, -1):
+        left = piece[:cut]
+        if left in pieces and (right := piece[cut:]) in pieces:
+            pairs.append((left, right))
+    return pairs
 
 
 def sentence_piece_model(

@@ -8,6 +8,7 @@ import pytest
 
 from inference_svc.tokenization.byte_alphabet import BYTE_OF_CHARACTER
 from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
+from inference_svc.tokenization.token_text import BYTE_TOKENS
 from inference_svc.tokenization.tokenizer import ModelTokenizer
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.gguf_header import MetadataValue
@@ -56,20 +57,23 @@ def shared_small() -> ModelTokenizer:
     return tokenizer_from_gguf(gguf_of(_metadata(tokens)))
 
 
-@pytest.fixture
-def pieces_metadata() -> dict[str, MetadataValue]:
-    """Kind `llama`: 3 control tokens, 256 bytes, single letters, `▁he`, and a user-defined token."""
+def _pieces_metadata() -> dict[str, MetadataValue]:
     letters = ["\u2581", "h", "e", "l", "o", "he", "\u2581he", "ll"]
-    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     return {
         "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *bytes_, *letters, "<think>"],
+        "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *BYTE_TOKENS, *letters, "<think>"],
         "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * len(letters), 4],
         "tokenizer.ggml.scores": [0.0] * 259 + [-10.0, -11.0, -12.0, -13.0, -14.0, -1.0, -2.0, -3.0] + [-1000.0],
     }
 
 
 @pytest.fixture
-def pieces(pieces_metadata: dict[str, MetadataValue]) -> ModelTokenizer:
+def pieces_metadata() -> dict[str, MetadataValue]:
+    """Kind `llama`: 3 control tokens, 256 bytes, single letters, `▁he`, and a user-defined token."""
+    return _pieces_metadata()
+
+
+@pytest.fixture(scope="session")
+def shared_pieces() -> ModelTokenizer:
     """The tokenizer of pieces_metadata."""
-    return tokenizer_from_gguf(gguf_of(pieces_metadata))
+    return tokenizer_from_gguf(gguf_of(_pieces_metadata()))

@@ -65,6 +65,19 @@ def test_pieces_of_any_bytes_make_the_text_of_all_of_them(ids: list[int], shared
     assert "".join(pieces) == shared_small.decode(ids, skip_special_tokens=False)
 
 
+# Ids 3 to 258 are the bytes of the tokenizer of pieces, 259 the space, 267 a token that a user defined.
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.one_of(st.integers(0, 267), st.integers(259, 267)), max_size=12), skips=st.booleans())
+def test_pieces_of_any_sentence_pieces_make_the_text_of_all_of_them(
+    ids: list[int], skips: bool, shared_pieces: ModelTokenizer
+) -> None:
+    shown = in_pieces(shared_pieces, ids, skips)
+    assert "".join(shown) == shared_pieces.decode(ids, skip_special_tokens=skips)
+    kept = [id_ for id_ in ids if not (skips and id_ < 3)]
+    spelled = b"".join(shared_pieces.token_bytes(id_) for id_ in kept)
+    assert "".join(shown) == spelled.removeprefix(b" ").decode("utf-8", "replace")
+
+
 @settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=20))
 def test_valid_text_never_shows_a_replacement(shared_small: ModelTokenizer, text: str) -> None:

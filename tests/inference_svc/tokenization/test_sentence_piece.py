@@ -76,12 +76,14 @@ def test_where_no_scores_are_known_the_order_of_the_tokens_is_that_of_the_merges
     assert encoded("abab", pieces) == ["ab", "ab"]
 
 
-def test_a_space_is_put_before_each_part_of_a_text_and_unknown_characters_become_bytes(pieces: ModelTokenizer) -> None:
-    assert pieces.encode("hello") == [1, 265, 266, 263]
-    assert pieces.encode("hé", add_special_tokens=False) == [259, 260, 3 + 0xC3, 3 + 0xA9]
-    assert pieces.encode("he</s>he<think> he", add_special_tokens=False) == [265, 2, 265, 267, 259, 265]
-    assert pieces.encode("") == [1]
-    assert pieces.encode("<0x0A>") == [1, 259, *(3 + byte for byte in b"<0x0A>")]
+def test_a_space_is_put_before_each_part_of_a_text_and_unknown_characters_become_bytes(
+    shared_pieces: ModelTokenizer,
+) -> None:
+    assert shared_pieces.encode("hello") == [1, 265, 266, 263]
+    assert shared_pieces.encode("hé", add_special_tokens=False) == [259, 260, 3 + 0xC3, 3 + 0xA9]
+    assert shared_pieces.encode("he</s>he<think> he", add_special_tokens=False) == [265, 2, 265, 267, 259, 265]
+    assert shared_pieces.encode("") == [1]
+    assert shared_pieces.encode("<0x0A>") == [1, 259, *(3 + byte for byte in b"<0x0A>")]
 
 
 def test_no_space_is_put_there_if_the_file_says_so(pieces_metadata: Metadata) -> None:
@@ -90,16 +92,18 @@ def test_no_space_is_put_there_if_the_file_says_so(pieces_metadata: Metadata) ->
     assert tokenizer.decode([265], skip_special_tokens=True) == " he"
 
 
-def test_the_space_that_was_put_before_a_text_is_not_of_it(pieces: ModelTokenizer) -> None:
+def test_the_space_that_was_put_before_a_text_is_not_of_it(shared_pieces: ModelTokenizer) -> None:
     for text in ("he", " he", "hello he", "", " ", "é", "<think> he"):
-        assert pieces.decode(pieces.encode(text), skip_special_tokens=True) == text.replace("<think> ", "<think>  ")
+        assert shared_pieces.decode(shared_pieces.encode(text), skip_special_tokens=True) == text.replace(
+            "<think> ", "<think>  "
+        )
     # What goes on from a text keeps it.
-    detokenizer = IncrementalDetokenizer(pieces, continues_text=True)
+    detokenizer = IncrementalDetokenizer(shared_pieces, continues_text=True)
     assert detokenizer.push([265]) == " he"
 
 
-def test_bytes_become_characters_when_they_are_complete(pieces: ModelTokenizer) -> None:
-    detokenizer = IncrementalDetokenizer(pieces)
+def test_bytes_become_characters_when_they_are_complete(shared_pieces: ModelTokenizer) -> None:
+    detokenizer = IncrementalDetokenizer(shared_pieces)
     texts = [detokenizer.push([3 + byte]) for byte in "a🙂\n".encode()]
     assert texts == ["a", "", "", "", "🙂", "\n"]
     # What is no UTF-8 costs no character before it.
