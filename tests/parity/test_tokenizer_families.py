@@ -74,7 +74,7 @@ def test_ids_and_texts_of_a_byte_level_family_are_those_of_the_original(pre: str
     assert len(set(strings)) >= 0.9 * NUM_STRINGS
     for text, expected in zip(strings, original.encode_batch(strings), strict=True):
         assert ours.encode(text) == expected.ids, repr(text)
-    check_texts(ours, original, strings[:1_000])
+    check_texts(ours, original, strings[:400])
 
 
 def check_texts(ours: ModelTokenizer, original: Tokenizer, strings: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ def test_ids_and_texts_of_a_sentence_piece_family_are_those_of_its_tokenizer_jso
     assert len(strings) == NUM_STRINGS
     for text, expected in zip(strings, converted.encode_batch(strings, add_special_tokens=False), strict=True):
         assert ours.encode(text) == expected.ids, repr(text)
-    check_texts(ours, converted, strings[:1_000])
+    check_texts(ours, converted, strings[:600])
 
 
 def of_folder(family: str) -> Tokenizer:
@@ -178,8 +178,8 @@ def test_ids_and_texts_of_a_folder_are_those_of_transformers(family: str, tmp_pa
     ours = tokenizer_from_folder(tmp_path, len(theirs))
     assert ours.bos_token_id == bos_id
     assert theirs.eos_token_id in ours.eos_token_ids
-    strings = varied_strings()[:3_000]
+    strings = varied_strings()[:2_000]
     for text, expected in zip(strings, theirs(list(strings)).input_ids, strict=True):
         assert ours.encode(text) == expected, repr(text)
     assert (ours.encode("a")[0] == bos_id) is (family in ("llama-bpe", "gemma"))
-    check_texts(ours, original, strings[:500])
+    check_texts(ours, original, strings[:300])
