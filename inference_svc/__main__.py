@@ -73,6 +73,9 @@ def serve(
         ),
     ] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, json or console. [auto]")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics at http://HOST of --listen:PORT/metrics. [off]")
+    ] = None,
     drain_seconds: Annotated[
         float | None, typer.Option(help="How long running requests may go on at the end. [30]")
     ] = None,
@@ -105,6 +108,7 @@ def serve(
         "eviction": eviction,
         "xlora_granularity": xlora_granularity,
         "log_format": log_format,
+        "metrics_port": metrics_port,
         "drain_seconds": drain_seconds,
     }
     try:

@@ -60,6 +60,7 @@ class Config(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     xlora_granularity: str = "every-token"
     drain_seconds: float = Field(30.0, ge=0, le=3600)
+    metrics_port: int | None = Field(None, ge=0, le=65535)
 
     @field_validator("orderings", "adapter_roots", mode="before")
     @classmethod

@@ -13,9 +13,11 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from inference_svc.config import Config, ConfigError, StartError
+from inference_svc.config import Config, ConfigError, StartError, host_and_port
 from inference_svc.logs import configure_logs
+from inference_svc.metrics_server import MetricsServer
 from inference_svc.rpc.adapter_servicer import AdapterServicer
+from inference_svc.rpc.call_metrics import CallMetrics
 from inference_svc.rpc.inference_servicer import InferenceServicer
 from inference_svc.rpc.interceptor import ContractInterceptor
 from inference_svc.rpc.ordering_copies import write_atomically
@@ -52,13 +54,14 @@ _log = structlog.get_logger(__name__)
 class InferenceServer:
     """Binds its address when it is made, serves from `start` on; make and use it in one event loop."""
 
-    def __init__(self, listen: str, *, watch_seconds: float = 1.0) -> None:
-        """Bind the address.
+    def __init__(self, listen: str, *, metrics_port: int | None = None, watch_seconds: float = 1.0) -> None:
+        """Bind the address; with a port for metrics, serve them on the same host at once.
 
         Raises:
-            ConfigError: it is taken, or not an address of this machine.
+            ConfigError: one of them is taken, or not an address of this machine.
         """
-        self._server = grpc.aio.server(interceptors=[ContractInterceptor()], options=SERVER_OPTIONS)
+        calls = CallMetrics()
+        self._server = grpc.aio.server(interceptors=[ContractInterceptor(calls)], options=SERVER_OPTIONS)
         try:
             port = self._server.add_insecure_port(listen)
         except RuntimeError:
@@ -66,14 +69,25 @@ class InferenceServer:
                 f"--listen {listen}: the address cannot be bound: is another server running there?"
             ) from None
         self.address = f"{listen.rpartition(':')[0]}:{port}"
+        self._metrics = None if metrics_port is None else MetricsServer(host_and_port(listen)[0], metrics_port)
+        if self._metrics is not None:
+            self._metrics.add(calls.registry)
         self._health = health.aio.HealthServicer()
         self._watch_seconds = watch_seconds
         self._watchdog: asyncio.Task[None] | None = None
         self._service: Service | None = None
 
+    @property
+    def metrics_address(self) -> str | None:
+        """Where metrics are served, if they are."""
+        return None if self._metrics is None else self._metrics.address
+
     async def start(self, service: Service) -> None:
         """Take calls from now on; the engine runs already."""
         self._service = service
+        if self._metrics is not None:
+            for collector in service.collectors:
+                self._metrics.add(collector)
         inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(service.engine, service.tokenizer, service.description, service.version), self._server
         )
@@ -104,6 +118,7 @@ class InferenceServer:
         if self._service is None:
             await self._server.start()  # a server that never started keeps its address
             await self._server.stop(0)
+            await self._close_metrics()
         else:
             await self._stop(self._service, 0)
 
@@ -115,7 +130,12 @@ class InferenceServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watchdog
         await self._server.stop(flush_seconds)
+        await self._close_metrics()
         await service.close()
+
+    async def _close_metrics(self) -> None:
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
 
     async def _watch(self, service: Service) -> None:
         """Tell load balancers as soon as the engine is dead."""
@@ -162,7 +182,7 @@ def serve_until_told_to_stop(config: Config) -> int:
 
 
 async def _started(config: Config, open_service: OpenService) -> InferenceServer:
-    server = InferenceServer(config.listen)
+    server = InferenceServer(config.listen, metrics_port=config.metrics_port)
     try:
         await server.start(await open_service(config))
     except BaseException:
@@ -182,7 +202,7 @@ def _announce(config: Config, server: InferenceServer) -> None:
             write_atomically(config.port_file, f"{server.address}\n")
         except OSError as error:
             raise StartError(f"--port-file {config.port_file}: {error.strerror or error}") from None
-    _log.info("ready", address=server.address)
+    _log.info("ready", address=server.address, metrics=server.metrics_address)
 
 
 async def serve(config: Config, open_service: OpenService) -> int:

@@ -23,8 +23,10 @@ from inference_svc.adapters.resident import ActiveSet, ResidentAdapter
 from inference_svc.adapters.selection import Selection
 from inference_svc.config import Config, StartError
 from inference_svc.engine.engine import Engine, EngineConfig
+from inference_svc.engine.observer import EngineObserver
 from inference_svc.errors import InferenceError
 from inference_svc.memory_plan import room_for_adapters
+from inference_svc.metrics import EngineMetrics
 from inference_svc.models.base_model import BaseModel, open_base_model
 from inference_svc.rpc.ordering_client import OrderingClient
 from inference_svc.rpc.ordering_copies import OrderingCopies
@@ -128,7 +130,10 @@ async def open_service(config: Config) -> Service:
     limits = AdapterLimits(config.max_adapters, config.max_rank, adapter_bytes, evict=config.eviction == "lru")
     threads = LoadingThreads()
     adapters = AdapterFolders(AdapterRegistry(base.shape, limits, base.executor.prepare), config.adapter_roots, threads)
-    engine = await asyncio.to_thread(_make_engine, config, base, adapters.registry)
+    metrics = None if config.metrics_port is None else EngineMetrics()
+    engine = await asyncio.to_thread(_make_engine, config, base, adapters.registry, metrics)
+    if metrics is not None:
+        metrics.watch(engine, adapters.registry)
     orderings = OrderingClient(config.ordering_address)
     copies = OrderingCopies(config.data_dir / "orderings")
     applier = OrderingApplier(adapters.registry, adapters.locate, base.shape, limits)
@@ -163,6 +168,7 @@ async def open_service(config: Config) -> Service:
         version,
         close,
         tuple if follower is None else follower.states,
+        () if metrics is None else (metrics,),
     )
 
 
@@ -188,7 +194,7 @@ def _load_model(config: Config) -> tuple[BaseModel, int]:
         raise StartError(f"--model {config.model}: {error}") from error
 
 
-def _make_engine(config: Config, base: BaseModel, registry: AdapterRegistry) -> Engine:
+def _make_engine(config: Config, base: BaseModel, registry: AdapterRegistry, observer: EngineObserver | None) -> Engine:
     engine_config = EngineConfig(
         max_batch_tokens=config.max_batch_tokens,
         max_running=config.max_running,
@@ -199,7 +205,7 @@ def _make_engine(config: Config, base: BaseModel, registry: AdapterRegistry) -> 
         granularity=parse_granularity(config.xlora_granularity),
     )
     try:
-        return Engine(base, registry, engine_config)
+        return Engine(base, registry, engine_config, observer)
     except (RuntimeError, MemoryError) as error:
         first_line = (str(error).splitlines() or ["out of memory"])[0]
         raise StartError(f"--kv-cache-tokens {config.kv_cache_tokens}: no room for the cache ({first_line})") from error

@@ -45,6 +45,9 @@ def run(
     drain_seconds: Annotated[
         float | None, typer.Option(help="How long running calls may take when told to stop. [10]")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics at http://HOST of --listen:PORT/metrics. [off]")
+    ] = None,
     busy_timeout_ms: Annotated[
         int | None, typer.Option(help="How long to wait for a locked SQLite file. [5000]")
     ] = None,
@@ -67,6 +70,7 @@ def run(
         "log_format": log_format,
         "log_level": log_level,
         "drain_seconds": drain_seconds,
+        "metrics_port": metrics_port,
         "busy_timeout_ms": busy_timeout_ms,
     }
     try:

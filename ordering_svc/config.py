@@ -38,6 +38,7 @@ class Config(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_seconds: float = Field(10.0, ge=0, le=3600)
+    metrics_port: int | None = Field(None, ge=0, le=65535)
     busy_timeout_ms: int = Field(BUSY_TIMEOUT_MS, ge=0, le=600_000)
     storage_threads: int = Field(8, ge=1, le=16)  # no more than the database has connections for
     model_threads: int = Field(4, ge=1, le=8)
@@ -85,6 +86,13 @@ class Config(BaseSettings):
                 "say --insecure if that is wanted, or listen on 127.0.0.1"
             )
         return self
+
+    @property
+    def metrics_host(self) -> str:
+        """Where metrics are served: on the host of `listen`, or on this machine if that is no network address."""
+        if self.listen.startswith(UNIX_SCHEMES):
+            return "127.0.0.1"
+        return self.listen.rpartition(":")[0].removeprefix("[").removesuffix("]")
 
     def database(self) -> URL:
         """The database to keep orderings in.

@@ -22,10 +22,13 @@ from loramux.ordering.v1 import ordering_service_pb2, ordering_service_pb2_grpc
 from ordering_svc.config import UNIX_SCHEMES, Config
 from ordering_svc.errors import CannotStart
 from ordering_svc.judge import Judge
+from ordering_svc.metrics_server import MetricsServer
 from ordering_svc.model_config.reader import ModelReader
 from ordering_svc.orderings import Orderings
+from ordering_svc.persistence.measured_store import StoreMetrics, measured
 from ordering_svc.persistence.sql_store import SqlStore
 from ordering_svc.persistence.store import OrderingStore
+from ordering_svc.rpc.call_metrics import CallMetrics
 from ordering_svc.rpc.interceptor import ContractInterceptor
 from ordering_svc.rpc.servicer import OrderingServicer
 
@@ -44,20 +47,22 @@ class OrderingServer:
     """Binds its address when it is made, serves from `start` on; make and use it in one event loop."""
 
     def __init__(self, config: Config, store: OrderingStore) -> None:
-        """Put the parts together and bind the address; the store is closed with the server.
+        """Put the parts together and bind the address, and that of metrics; the store is closed with the server.
 
         Raises:
-            CannotStart: the address is taken, or not one of this machine.
+            CannotStart: an address is taken, or not one of this machine.
         """
         self._config = config
-        self._store = store
+        calls, storage = CallMetrics(), StoreMetrics()
+        self._store = measured(store, storage)
         self._health = health.aio.HealthServicer()
         self._storage = ThreadPoolExecutor(config.storage_threads, thread_name_prefix="storage")
         self._models = ThreadPoolExecutor(config.model_threads, thread_name_prefix="models")
         models = ModelReader(config.model_roots, config.hub_endpoint)
         judge = Judge(models, config.model_roots, config.adapter_roots)
-        orderings = Orderings(store, models, judge, version("loramux"))
-        self._server = grpc.aio.server(interceptors=[ContractInterceptor(_request_types())], options=SERVER_OPTIONS)
+        orderings = Orderings(self._store, models, judge, version("loramux"))
+        interceptor = ContractInterceptor(_request_types(), calls)
+        self._server = grpc.aio.server(interceptors=[interceptor], options=SERVER_OPTIONS)
         self._servicer = OrderingServicer(
             orderings,
             self._storage,
@@ -70,6 +75,15 @@ class OrderingServer:
         names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self.address = self._bound_address()
+        self._metrics = None if config.metrics_port is None else MetricsServer(config.metrics_host, config.metrics_port)
+        if self._metrics is not None:
+            self._metrics.add(calls.registry)
+            self._metrics.add(storage.registry)
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where metrics are served, if they are."""
+        return None if self._metrics is None else self._metrics.address
 
     async def start(self) -> None:
         """Take calls from now on."""
@@ -86,6 +100,8 @@ class OrderingServer:
     def _shut_down(self) -> None:
         self._storage.shutdown(cancel_futures=True)
         self._models.shutdown(wait=False, cancel_futures=True)  # a hub that hangs must not keep us
+        if self._metrics is not None:
+            self._metrics.close()
         self._store.close()
 
     async def _say(self, *, is_serving: bool) -> None:
@@ -120,8 +136,8 @@ def open_store(config: Config) -> OrderingStore:
 
 
 @asynccontextmanager
-async def running(config: Config, store: OrderingStore | None = None) -> AsyncIterator[str]:
-    """The whole service on this event loop, ready; yields its address and drains at the end.
+async def running(config: Config, store: OrderingStore | None = None) -> AsyncIterator[OrderingServer]:
+    """The whole service on this event loop, ready; drains at the end.
 
     Raises:
         CannotStart: the address is taken, or the port file cannot be written.
@@ -137,7 +153,7 @@ async def running(config: Config, store: OrderingStore | None = None) -> AsyncIt
         await server.start()
         if config.port_file is not None:
             _write_atomically(config.port_file, f"{server.address}\n")
-        yield server.address
+        yield server
     finally:
         await server.drain(config.drain_seconds)
 
@@ -153,10 +169,10 @@ async def serve(config: Config, ready: Callable[[str], None] | None = None) -> N
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told_to_stop.set)
     try:
-        async with running(config) as address:
-            _log.info("ready", address=address)
+        async with running(config) as server:
+            _log.info("ready", address=server.address, metrics=server.metrics_address)
             if ready is not None:
-                ready(address)
+                ready(server.address)
             await told_to_stop.wait()
             _log.info("draining", seconds=config.drain_seconds)
     finally:

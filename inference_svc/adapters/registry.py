@@ -254,6 +254,18 @@ class AdapterRegistry:
             return total_bytes([*self._versions.values(), *self._retired])
 
     @property
+    def event_counts(self) -> dict[ResidencyEventKind, int]:
+        """How often each kind of event happened since the start."""
+        with self._lock:
+            return dict(self._log.counts)
+
+    @property
+    def resident_versions(self) -> int:
+        """Versions that a request can choose."""
+        with self._lock:
+            return len(self._versions)
+
+    @property
     def retired_versions(self) -> int:
         """Versions that only running requests still hold."""
         with self._lock:

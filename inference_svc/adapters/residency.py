@@ -110,6 +110,7 @@ class ResidencyLog:
         self._generation = 0
         self._history: deque[ResidencyEvent] = deque(maxlen=HISTORY)
         self._watches: set[ResidencyWatch] = set()
+        self.counts = dict.fromkeys(ResidencyEventKind, 0)  # since the start
 
     @property
     def generation(self) -> int:
@@ -126,6 +127,7 @@ class ResidencyLog:
     ) -> None:
         """Number an event, keep it, and hand it to the watchers."""
         self._generation += 1
+        self.counts[kind] += 1
         event = ResidencyEvent(kind, self._generation, datetime.now(UTC), adapter, active)
         self._history.append(event)
         for watch in self._watches:

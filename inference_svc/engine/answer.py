@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -54,6 +56,9 @@ class Answer:
         self._sampling = SamplingState(request.sampling, seed, request.prompt_token_ids)
         self._prompt_tokens: list[TokenLogprobs] = []
         self._scalings: list[ScalingsChunk] = []
+        self.finish_reason: FinishReason | None = None
+        self.arrived = time.perf_counter()
+        self.last_token: float | None = None  # when the newest token was chosen, by the same clock
 
     @property
     def wants_prompt_logits(self) -> bool:
@@ -121,6 +126,7 @@ class Answer:
 
     def _finish(self, reason: FinishReason, stop: str | None = None) -> bool:
         sequence = self.sequence
+        self.finish_reason = reason
         self.stream.put(
             Finished(
                 reason,

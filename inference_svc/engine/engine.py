@@ -17,6 +17,7 @@ from inference_svc.adapters.selection import Mixture
 from inference_svc.engine.announcements import Announcements
 from inference_svc.engine.answer import Answer
 from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
+from inference_svc.engine.observer import EngineObserver, NoObserver
 from inference_svc.engine.output_stream import OutputStream
 from inference_svc.engine.request import Failed, GenerationRequest, KVCacheUsage, ScalingsDetail, Started
 from inference_svc.errors import (
@@ -83,8 +84,11 @@ def make_cache(
 class Engine:
     """Owns the scheduler, the cache and the answers; everything but `submit` and the properties runs in its thread."""
 
-    def __init__(self, base: BaseModel, registry: AdapterRegistry, config: EngineConfig) -> None:
+    def __init__(
+        self, base: BaseModel, registry: AdapterRegistry, config: EngineConfig, observer: EngineObserver | None = None
+    ) -> None:
         self.config = config
+        self._observer = observer or NoObserver()
         self.context_length = min(config.context_length or base.config.context_length, base.config.context_length)
         self.pool = BlockPool(num_blocks(config.kv_cache_tokens), BLOCK_SIZE)
         self.scheduler = Scheduler(
@@ -282,6 +286,7 @@ class Engine:
         for item, result in zip(scheduled, results, strict=True):
             self._advance(item, result)
         seconds = time.perf_counter() - began
+        self._observer.stepped(len(scheduled), sum(item.num_rows for item in scheduled), seconds)
         self.scheduler.pace.note(num_decoding, num_prompt_tokens, seconds)
         if num_prompt_tokens:
             self._announcements.announce_all()
@@ -325,6 +330,12 @@ class Engine:
             return
         assert result.logits is not None
         is_complete = answer.choose_next(result.logits[-1])
+        now, before = time.perf_counter(), answer.last_token
+        answer.last_token = now
+        if before is None:
+            self._observer.first_token(now - answer.arrived)
+        else:
+            self._observer.next_token(now - before)
         self._announcements.add(answer.stream, can_wait=not is_complete)
         if is_complete:
             self._end(answer)
@@ -333,6 +344,7 @@ class Engine:
         self.scheduler.remove(answer.sequence)
         del self._answers[answer.sequence]
         answer.lease.release()
+        self._observer.ended(_kind(answer.mixture), _outcome(answer, error), time.perf_counter() - answer.arrived)
         if error is not None:
             answer.stream.put(Failed(error))
             answer.stream.announce()
@@ -345,3 +357,17 @@ class Engine:
         self._announcements.announce_all()  # some answers may have ended before the step failed
         for answer in list(self._answers.values()):
             self._end(answer, error)
+
+
+def _kind(mixture: Mixture) -> str:
+    """What a request runs with, in a word."""
+    if mixture.xlora is not None:
+        return "xlora"
+    return "lora" if mixture.constant else "base"
+
+
+def _outcome(answer: Answer, error: InferenceError | None) -> str:
+    """How a request ended, in a word."""
+    if error is not None:
+        return error.reason.lower()
+    return "cancelled" if answer.finish_reason is None else answer.finish_reason.value

@@ -14,6 +14,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from inference_svc.errors import InferenceError
+from inference_svc.rpc.call_metrics import Call, CallMetrics
 from inference_svc.rpc.contract import problems_of
 from inference_svc.rpc.status import FieldProblem, status_of, status_of_fault, status_of_problems
 from inference_svc.rpc.translation import as_inference_error
@@ -36,6 +37,10 @@ class _RefusedError(Exception):
 class ContractInterceptor(grpc.aio.ServerInterceptor):
     """One for all methods of this service; health and reflection pass through untouched."""
 
+    def __init__(self, metrics: CallMetrics) -> None:
+        """Every call is counted there."""
+        self._metrics = metrics
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
@@ -48,42 +53,46 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
             return handler
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
-                _guarded_stream(method, handler.request_deserializer, handler.unary_stream),
+                _guarded_stream(self._metrics, method, handler.request_deserializer, handler.unary_stream),
                 response_serializer=handler.response_serializer,
             )
         assert handler.unary_unary is not None, f"{method} streams its request: no method of ours does"
         return grpc.unary_unary_rpc_method_handler(
-            _guarded_call(method, handler.request_deserializer, handler.unary_unary),
+            _guarded_call(self._metrics, method, handler.request_deserializer, handler.unary_unary),
             response_serializer=handler.response_serializer,
         )
 
 
-def _guarded_call(method: str, decode: Any, behaviour: Any) -> Any:
-    async def call(raw: bytes, context: Context) -> Message:
-        try:
-            response: Message = await behaviour(_accepted(method, decode, raw), context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await _abort(context, error)
-            raise AssertionError("abort never returns") from error
-        return response
+def _guarded_call(metrics: CallMetrics, method: str, decode: Any, behaviour: Any) -> Any:
+    async def guarded(raw: bytes, context: Context) -> Message:
+        with metrics.measured(method, streams=False) as call:
+            try:
+                response: Message = await behaviour(_accepted(method, decode, raw), context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _abort(context, error, call)
+                raise AssertionError("abort never returns") from error
+            call.code = "OK"
+            return response
 
-    return call
+    return guarded
 
 
-def _guarded_stream(method: str, decode: Any, behaviour: Any) -> Any:
-    async def stream(raw: bytes, context: Context) -> AsyncIterator[Message]:
-        try:
-            async with aclosing(behaviour(_accepted(method, decode, raw), context)) as responses:
-                async for response in responses:
-                    yield response
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:
-            await _abort(context, error)
+def _guarded_stream(metrics: CallMetrics, method: str, decode: Any, behaviour: Any) -> Any:
+    async def guarded(raw: bytes, context: Context) -> AsyncIterator[Message]:
+        with metrics.measured(method, streams=True) as call:
+            try:
+                async with aclosing(behaviour(_accepted(method, decode, raw), context)) as responses:
+                    async for response in responses:
+                        yield response
+                call.code = "OK"
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _abort(context, error, call)
 
-    return stream
+    return guarded
 
 
 def _accepted(method: str, decode: Callable[[bytes], Message], raw: bytes) -> Message:
@@ -109,9 +118,10 @@ def _accepted(method: str, decode: Callable[[bytes], Message], raw: bytes) -> Me
     return request
 
 
-async def _abort(context: Context, error: Exception) -> None:
+async def _abort(context: Context, error: Exception, call: Call) -> None:
     """End the call with the status of an error; never returns normally."""
     status = _status_of(error)
+    call.code = next(code.name for code in grpc.StatusCode if code.value[0] == status.code)
     await context.abort_with_status(rpc_status.to_status(status))
 
 

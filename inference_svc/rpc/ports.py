@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
+from prometheus_client.registry import Collector
+
 if TYPE_CHECKING:  # types only: what stands behind them brings torch along
     from inference_svc.adapters.ordering import AppliedOrdering
     from inference_svc.adapters.residency import ResidencyUpdate
@@ -211,3 +213,4 @@ class Service:
     version: str
     close: Callable[[], Awaitable[None]]
     followed: Callable[[], Sequence[FollowedOrdering]] = tuple
+    collectors: Sequence[Collector] = ()  # of metrics, beside those of calls

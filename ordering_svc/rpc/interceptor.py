@@ -15,6 +15,7 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from ordering_svc.errors import OrderingServiceError
+from ordering_svc.rpc.call_metrics import Call, CallMetrics
 from ordering_svc.rpc.contract import decoded
 from ordering_svc.rpc.status import status_of, status_of_fault
 
@@ -30,9 +31,10 @@ _log = structlog.get_logger(__name__)
 class ContractInterceptor(grpc.aio.ServerInterceptor):
     """One for all methods of this service; health and reflection pass through untouched."""
 
-    def __init__(self, request_types: dict[str, type[Message]]) -> None:
-        """`request_types` has the request message of every method of ours, by its path."""
+    def __init__(self, request_types: dict[str, type[Message]], metrics: CallMetrics) -> None:
+        """`request_types` has the request message of every method of ours, by its path; `metrics` counts calls."""
         self._request_types = request_types
+        self._metrics = metrics
 
     async def intercept_service(
         self,
@@ -49,20 +51,24 @@ class ContractInterceptor(grpc.aio.ServerInterceptor):
         if unary is not None:
 
             async def guarded(raw: bytes, context: Context) -> Message:
-                return await _call(method, request_type, unary, raw, context)
+                with self._metrics.measured(method, streams=False) as call:
+                    return await _call(method, request_type, unary, raw, context, call)
 
             return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
         assert streaming is not None, f"{method} takes a stream: no method of ours does"
 
         async def guarded_stream(raw: bytes, context: Context) -> AsyncIterator[Message]:
-            async with aclosing(_stream(method, request_type, streaming, raw, context)) as responses:
-                async for response in responses:
-                    yield response
+            with self._metrics.measured(method, streams=True) as call:
+                async with aclosing(_stream(method, request_type, streaming, raw, context, call)) as responses:
+                    async for response in responses:
+                        yield response
 
         return grpc.unary_stream_rpc_method_handler(guarded_stream, response_serializer=handler.response_serializer)
 
 
-async def _call(method: str, request_type: type[Message], behaviour: Any, raw: bytes, context: Context) -> Message:
+async def _call(
+    method: str, request_type: type[Message], behaviour: Any, raw: bytes, context: Context, call: Call
+) -> Message:
     request_id = _request_id(context)
     started = time.perf_counter()
     with structlog.contextvars.bound_contextvars(method=_short(method), request_id=request_id):
@@ -71,14 +77,15 @@ async def _call(method: str, request_type: type[Message], behaviour: Any, raw: b
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # the last place that can tell the caller; nothing is swallowed
-            await _abort(context, error, request_id, _log, started)
+            await _abort(context, error, request_id, _log, started, call)
         context.set_trailing_metadata(_trailer(request_id))
-        _log.info("rpc", code="OK", seconds=_since(started))
+        call.code = "OK"
+        _log.info("rpc", code=call.code, seconds=_since(started))
         return response
 
 
 async def _stream(
-    method: str, request_type: type[Message], behaviour: Any, raw: bytes, context: Context
+    method: str, request_type: type[Message], behaviour: Any, raw: bytes, context: Context, call: Call
 ) -> AsyncGenerator[Message]:
     """As `_call`, for a method that answers with a stream; one line in the log when it ends, however it does."""
     request_id = _request_id(context)
@@ -94,21 +101,23 @@ async def _stream(
                 yield response
     except Exception as error:  # the last place that can tell the caller; nothing is swallowed
         is_answered = True
-        await _abort(context, error, request_id, log, started)
+        await _abort(context, error, request_id, log, started, call)
     else:
         is_answered = True
         context.set_trailing_metadata(_trailer(request_id))
-        log.info("rpc", code="OK", seconds=_since(started), messages=num_messages)
+        call.code = "OK"
+        log.info("rpc", code=call.code, seconds=_since(started), messages=num_messages)
     finally:
         if not is_answered:
             log.info("rpc", code="CANCELLED", seconds=_since(started), messages=num_messages)
 
 
 async def _abort(
-    context: Context, error: Exception, request_id: str, log: structlog.stdlib.BoundLogger, started: float
+    context: Context, error: Exception, request_id: str, log: structlog.stdlib.BoundLogger, started: float, call: Call
 ) -> NoReturn:
     status = _status_of(error, request_id, log)
-    log.info("rpc", code=_name(status.code), reason=_reason(error), seconds=_since(started))
+    call.code = _name(status.code)
+    log.info("rpc", code=call.code, reason=_reason(error), seconds=_since(started))
     rich = rpc_status.to_status(status)
     await context.abort(rich.code, rich.details, (*(rich.trailing_metadata or ()), *_trailer(request_id)))
     raise AssertionError("unreachable: abort raises")

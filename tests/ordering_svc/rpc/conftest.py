@@ -32,6 +32,7 @@ class Service:
     channel: grpc.aio.Channel
     stub: Any  # the asynchronous stub: its calls are awaited
     address: str
+    metrics_address: str | None
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Service]]
@@ -58,10 +59,11 @@ def serve(tmp_path: Path, model_root: Path) -> Serve:
             "model_roots": (model_root,),
         }
         async with (
-            running(Config(**(defaults | settings)), store) as address,
-            grpc.aio.insecure_channel(address) as channel,
+            running(Config(**(defaults | settings)), store) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
         ):
-            yield Service(channel, ordering_service_pb2_grpc.OrderingServiceStub(channel), address)
+            stub = ordering_service_pb2_grpc.OrderingServiceStub(channel)
+            yield Service(channel, stub, server.address, server.metrics_address)
 
     return start
 
