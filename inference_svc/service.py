@@ -189,7 +189,7 @@ def _load_model(config: Config) -> tuple[BaseModel, int]:
                 before_download=partial(room_for_adapters, config),
             )
             adapter_bytes = room_for_adapters(config, opened)
-            return opened.load(), adapter_bytes
+            return opened.load(longest=config.kv_cache_tokens), adapter_bytes
     except (WeightsError, TokenizationError, InferenceError) as error:
         raise StartError(f"--model {config.model}: {error}") from error
 

@@ -77,14 +77,14 @@ class RopeConfig:
 
 
 class RotaryTable:
-    """cos and sin of every position up to the context length, computed once in float32.
+    """cos and sin of every position of the longest sequence there can be, computed once in float32.
 
     With LongRoPE there are two tables, one after the other: `switch_length` rows for sequences up to that length, then
-    those for longer ones.
+    those for longer ones, if there can be any.
     """
 
-    def __init__(self, rope: RopeConfig, context_length: int, *, device: torch.device) -> None:
-        self.cosines, self.sines = (table.to(device) for table in _tables(rope, context_length))
+    def __init__(self, rope: RopeConfig, longest: int, *, device: torch.device) -> None:
+        self.cosines, self.sines = (table.to(device) for table in _tables(rope, longest))
 
     @property
     def dim(self) -> int:
@@ -96,29 +96,29 @@ class RotaryTable:
         return self.cosines.index_select(0, rows).to(dtype), self.sines.index_select(0, rows).to(dtype)
 
 
-def _tables(rope: RopeConfig, context_length: int) -> tuple[Tensor, Tensor]:
+def _tables(rope: RopeConfig, longest: int) -> tuple[Tensor, Tensor]:
     powers = rope.theta ** (torch.arange(0, rope.dim, 2, dtype=torch.int64).float() / rope.dim)  # [dim / 2]
     factor = 1.0
     angles: list[Tensor] = []
     match rope.scaling:
         case None:
-            angles = [_angles(context_length, 1.0 / powers)]
+            angles = [_angles(longest, 1.0 / powers)]
         case LinearScaling():
-            angles = [_angles(context_length, (1.0 / powers) / rope.scaling.factor)]
+            angles = [_angles(longest, (1.0 / powers) / rope.scaling.factor)]
         case Llama3Scaling():
-            angles = [_angles(context_length, _llama3(1.0 / powers, rope.scaling))]
+            angles = [_angles(longest, _llama3(1.0 / powers, rope.scaling))]
         case YarnScaling():
-            angles = [_angles(context_length, _yarn(powers, rope, rope.scaling))]
+            angles = [_angles(longest, _yarn(powers, rope, rope.scaling))]
             factor = rope.scaling.attention_factor
         case LongRope():
             short, long = (torch.tensor(f) for f in (rope.scaling.short_factors, rope.scaling.long_factors))
             angles = [
-                _angles(rope.scaling.original_length, 1.0 / (short * powers)),
-                _angles(context_length, 1.0 / (long * powers)),
+                _angles(min(longest, rope.scaling.original_length), 1.0 / (short * powers)),
+                _angles(longest if longest > rope.scaling.original_length else 0, 1.0 / (long * powers)),
             ]
             factor = rope.scaling.attention_factor
         case FrequencyDivisors():
-            angles = [_angles(context_length, (1.0 / powers) / torch.tensor(rope.scaling.divisors))]
+            angles = [_angles(longest, (1.0 / powers) / torch.tensor(rope.scaling.divisors))]
     joined = torch.cat(angles)
     return joined.cos() * factor, joined.sin() * factor
 

@@ -84,8 +84,8 @@ class OpenedModel:
         """All of its weights are floats in the files."""
         return all(entry.quantization in FLOAT_TYPES for entry in self.source.entries.values())
 
-    def load(self) -> BaseModel:
-        """Read the weights.
+    def load(self, longest: int | None = None) -> BaseModel:
+        """Read the weights; `longest` is the most tokens that a sequence can come to have, None: the whole context.
 
         Raises:
             WeightsError: a file cannot be read, or has changed.
@@ -93,7 +93,7 @@ class OpenedModel:
         """
         tokenizer = tokenizer_of(self.source, self.config.vocab_size)
         checkpoint = load_checkpoint(self.loader)
-        executor, notice = self.kernels.executor(define(checkpoint))
+        executor, notice = self.kernels.executor(define(checkpoint, longest))
         give_back_memory()
         return BaseModel(
             executor,
@@ -155,9 +155,9 @@ def open_base_model(
     return opened(open_model(located.path), located.hub_id)
 
 
-def define(checkpoint: Checkpoint) -> ModelDefinition:
-    """The definition of the checkpoint's architecture, with its weights."""
-    return Decoder(ARCHITECTURES[checkpoint.config.architecture], checkpoint)
+def define(checkpoint: Checkpoint, longest: int | None = None) -> ModelDefinition:
+    """The definition of the checkpoint's architecture, with its weights, for sequences of up to `longest` tokens."""
+    return Decoder(ARCHITECTURES[checkpoint.config.architecture], checkpoint, longest)
 
 
 def shape_of(checkpoint: Checkpoint, base_model_id: str, dtype: torch.dtype = torch.float32) -> BaseModelShape:

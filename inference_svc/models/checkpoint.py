@@ -34,9 +34,17 @@ class Checkpoint:
 
     def linear(self, path: str) -> Linear:
         """A linear layer, with its bias if it has one."""
+        return Linear(path, self.packed(f"{path}.weight"), self._bias(path))
+
+    def head(self) -> Linear:
+        """The layer that makes logits; its weight may be that of the embedding."""
+        holder = "model.embed_tokens" if self.config.tied_embeddings else "lm_head"
+        return Linear("lm_head", self.packed(f"{holder}.weight"), self._bias("lm_head"))
+
+    def _bias(self, path: str) -> Tensor | None:
         bias = self.tensors.get(f"{path}.bias")
         assert not isinstance(bias, QuantizedTensor), path
-        return Linear(path, self.packed(f"{path}.weight"), bias)
+        return bias
 
     def to(self, device: torch.device) -> Checkpoint:
         """The same on another device."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from inference_svc.layers.forward import Forward, Value
-from inference_svc.layers.linear import Linear
 from inference_svc.layers.rotary import RotaryTable
 from inference_svc.models.architecture import Architecture
 from inference_svc.models.blocks import LayerNorm, RMSNorm
@@ -13,16 +12,18 @@ from inference_svc.models.checkpoint import Checkpoint
 class Decoder:
     """Embedding, layers, final norm, head."""
 
-    def __init__(self, architecture: Architecture, checkpoint: Checkpoint) -> None:
+    def __init__(self, architecture: Architecture, checkpoint: Checkpoint, longest: int | None = None) -> None:
+        """`longest` is the most tokens that a sequence can come to have; None: the whole context."""
         config = checkpoint.config
         self.config = config
         self.embedding = checkpoint.packed("model.embed_tokens.weight")
-        rotary = RotaryTable(config.rope, config.context_length, device=checkpoint.device)
+        rotary = RotaryTable(
+            config.rope, min(config.context_length, longest or config.context_length), device=checkpoint.device
+        )
         self.layers = [architecture.layer(layer, checkpoint, rotary) for layer in range(config.num_layers)]
         norm = architecture.final_norm
         self.norm = (LayerNorm if norm.has_bias else RMSNorm)(norm.path, checkpoint)
-        tied = Linear("lm_head", self.embedding)
-        self.lm_head = tied if config.tied_embeddings else checkpoint.linear("lm_head")
+        self.lm_head = checkpoint.head()
 
     def hidden_states(self, run: Forward[Value]) -> Value:
         """Hidden states after the final norm [num_tokens, hidden_size]."""

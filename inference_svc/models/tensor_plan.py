@@ -53,8 +53,8 @@ def planned_tensors(architecture: Architecture, config: ModelConfig, source: Ten
             plan.append(places.plain(f"{path}.bias", f"{gguf}.bias", hidden))
     if not config.tied_embeddings:
         plan.append(places.plain("lm_head.weight", "output.weight", (vocab, *hidden)))
-        if architecture.head_has_bias:
-            plan.append(places.plain("lm_head.bias", "output.bias", (vocab,)))
+    if architecture.head_has_bias:
+        plan.append(places.plain("lm_head.bias", "output.bias", (vocab,)))
     return plan
 
 

@@ -137,6 +137,9 @@ FOLDER_VARIANTS: dict[str, TinyModel] = {
         ARCH.QWEN2,
         {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     ),
+    "phi with a tied head": TinyModel(
+        "Phi", ARCH.PHI2, {"num_key_value_heads": 4, "tie_word_embeddings": True, "partial_rotary_factor": 0.5}
+    ),
     "gemma with biases": TinyModel("Gemma", ARCH.GEMMA, {"head_dim": 16, "attention_bias": True}),
     "gemma2 without caps": TinyModel(
         "Gemma2",
