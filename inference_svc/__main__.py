@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def serve(
     model: Annotated[
-        str | None, typer.Option(help="GGUF file, hub id (`org/name[@revision]`) or `wheel:PACKAGE`.")
+        str | None, typer.Option(help="GGUF file, folder, hub id (`org/name[@revision][:FILE]`) or `wheel:PACKAGE`.")
     ] = None,
     base_model_id: Annotated[str | None, typer.Option(help="What orderings and adapters call the model.")] = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT; port 0 takes a free one. [127.0.0.1:50052]")] = None,
@@ -39,7 +39,7 @@ def serve(
     quantize: Annotated[
         str | None, typer.Option(help="Pack a float model while it is loaded: q8_0 or q4_k. [it stays as it is]")
     ] = None,
-    kernels: Annotated[str | None, typer.Option(help="auto, reference or native. [auto]")] = None,
+    kernels: Annotated[str | None, typer.Option(help="auto, native, native-exact (in float32) or reference. [auto]")] = None,
     batch_invariant: Annotated[
         bool | None, typer.Option("--batch-invariant", help="An answer never depends on the rest of the batch.")
     ] = None,
