@@ -11,6 +11,7 @@ import typer
 from loramux.cli import (
     adapters,
     chat,
+    distortion,
     generate,
     lint,
     model,
@@ -64,6 +65,7 @@ app.command("up", cls=service_options.UpCommand, context_settings=service_option
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("model")(model.model)
+app.command("distortion")(distortion.distortion)
 app.command("tokenize")(model.tokenize)
 app.command("detokenize")(model.detokenize)
 
