@@ -15,10 +15,10 @@ from inference_svc.layers.batch import AdapterRows
 
 @dataclass(slots=True, eq=False)
 class AdaptedRows:
-    """Rows of one sequence in a pass, and what changes them."""
+    """Rows of a pass, and what changes them."""
 
     mixture: Mixture
-    rows: range
+    rows: Sequence[int]
     # [len(rows) or 1, num_layers, num_experts]: what the classifier gave; None: no X-LoRA, or its scaling pass.
     scalings: Tensor | None
 
@@ -81,7 +81,9 @@ class AdapterGroups:
             if classifier.config.scaling_pass_value == 0.0:
                 return None
             scalings = classifier.scaling_pass_scalings(self._device).unsqueeze(0)
-        values = scalings.to(self._dtype).expand(len(span.rows), -1, -1)
+        values = scalings.to(self._dtype)
+        if values.shape[0] != len(span.rows):
+            values = values.expand(len(span.rows), -1, -1)
         weight = classifier.config.global_scaling_weight
         return values if weight == 1.0 else values * weight
 

@@ -13,6 +13,7 @@ class ScalingsFreezer:
     def __init__(self, granularity: Granularity, num_prompt_tokens: int) -> None:
         self.frozen: Tensor | None = None  # [1, num_layers, num_experts]
         self._granularity = granularity
+        self._never_freezes = not isinstance(granularity, FrozenAfter | FrozenWhenSettled)
         self._last_prompt = num_prompt_tokens - 1
         self._next_position = self._last_prompt  # the first that has not been seen
         self._last: Tensor | None = None  # the scalings before it; kept only where they are compared
@@ -20,7 +21,7 @@ class ScalingsFreezer:
 
     def freezes(self, first_position: int, scalings: Tensor) -> bool:
         """Take the scalings [num_tokens, num_layers, num_experts] of rows; True if the last of them hold from here."""
-        if self.frozen is not None:
+        if self._never_freezes or self.frozen is not None:
             return False
         end = first_position + len(scalings)
         for position in range(max(first_position, self._next_position), end):
@@ -34,8 +35,7 @@ class ScalingsFreezer:
         decode_pass = position - self._last_prompt
         if isinstance(self._granularity, FrozenAfter):
             return decode_pass == self._granularity.passes
-        if not isinstance(self._granularity, FrozenWhenSettled):
-            return False
+        assert isinstance(self._granularity, FrozenWhenSettled)
         is_settled = self._last is not None and bool((scalings - self._last).abs().max() <= self._granularity.epsilon)
         self._last = scalings.clone()
         self._num_settled = self._num_settled + 1 if is_settled else 0

@@ -8,7 +8,7 @@ give the scalings. The second pass carries the rows that waited for them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +58,19 @@ class _Piece:
     is_scaling_pass: bool
 
 
+@dataclass(slots=True, eq=False)
+class _Classified:
+    """Requests of one classifier and the scalings of all of their rows, [num_rows, num_layers, num_experts]."""
+
+    requests: list[RowRequest]
+    scalings: Tensor
+
+    def parts(self) -> Iterable[tuple[RowRequest, Tensor]]:
+        """Each request with the scalings of its own rows."""
+        parts = torch.split(self.scalings, [request.scheduled.num_tokens for request in self.requests])
+        return zip(self.requests, parts, strict=True)
+
+
 class _Workspace:
     """What one of the two passes of a step keeps for the next step."""
 
@@ -83,12 +96,15 @@ class ModelRunner:
         results = {id(request): RowResult(None, None) for request in requests}
         frozen = {id(request): _frozen(request) for request in requests if request.scheduled.sequence.is_frozen}
         if first_pass := self._pieces(requests, frozen):
-            self._run_pass(self._first, first_pass, results)
+            self._run_pass(self._first, first_pass, _adapted_rows(first_pass), results)
         waiting = [
             r for r in requests if r.mixture.xlora is not None and id(r) not in frozen and r.scheduled.num_tokens
         ]
         if waiting:
-            self._run_pass(self._second, self._pieces(waiting, self._scalings(waiting)), results)
+            classified = self._classified(waiting)
+            scalings = {id(request): part for group in classified for request, part in group.parts()}
+            second_pass = self._pieces(waiting, scalings)
+            self._run_pass(self._second, second_pass, _rows_of_groups(second_pass, classified), results)
         return [results[id(request)] for request in requests]
 
     def _pieces(self, requests: Sequence[RowRequest], scalings: Mapping[int, Tensor]) -> list[_Piece]:
@@ -107,22 +123,16 @@ class ModelRunner:
                 row += num_rows
         return pieces
 
-    def _scalings(self, requests: Sequence[RowRequest]) -> dict[int, Tensor]:
+    def _classified(self, requests: Sequence[RowRequest]) -> list[_Classified]:
         """Scalings of the rows of X-LoRA requests, those with one classifier in one product."""
-        by_classifier: dict[object, tuple[Classifier, list[RowRequest]]] = {}
+        by_classifier: dict[object, list[RowRequest]] = {}
         for request in requests:
-            assert request.mixture.xlora is not None
-            classifier = request.mixture.xlora.classifier
+            classifier = _classifier(request)
             same = id(classifier.weights), classifier.config  # what a request overrides is in the config alone
-            by_classifier.setdefault(same, (classifier, []))[1].append(request)
-        scalings: dict[int, Tensor] = {}
-        for classifier, group in by_classifier.values():
-            values = self._classified(classifier, group)
-            parts = torch.split(values, [request.scheduled.num_tokens for request in group])
-            scalings.update((id(request), part) for request, part in zip(group, parts, strict=True))
-        return scalings
+            by_classifier.setdefault(same, []).append(request)
+        return [_Classified(group, self._scalings(_classifier(group[0]), group)) for group in by_classifier.values()]
 
-    def _classified(self, classifier: Classifier, requests: Sequence[RowRequest]) -> Tensor:
+    def _scalings(self, classifier: Classifier, requests: Sequence[RowRequest]) -> Tensor:
         """Scalings of all rows of requests, row by row where arithmetic must not follow the batch."""
         size = self.cache.block_size
         slots: list[int] = []
@@ -136,14 +146,16 @@ class ModelRunner:
             return classifier.scalings(hidden)
         return torch.cat([classifier.scalings(row) for row in torch.split(hidden, 1)])
 
-    def _run_pass(self, work: _Workspace, pieces: list[_Piece], results: dict[int, RowResult]) -> None:
-        batch = self._batch(work, pieces)
+    def _run_pass(
+        self, work: _Workspace, pieces: list[_Piece], adapted: list[AdaptedRows], results: dict[int, RowResult]
+    ) -> None:
+        batch = self._batch(work, pieces, adapted)
         hidden = self.executor.hidden_states(batch, self.cache)
         if any(piece.table.identity == BASE_CACHE_IDENTITY or piece.is_scaling_pass for piece in pieces):
             self.cache.write_hidden(batch.slots, hidden)
         self._logits(work, [piece for piece in pieces if not piece.is_scaling_pass], batch, hidden, results)
 
-    def _batch(self, work: _Workspace, pieces: list[_Piece]) -> ForwardBatch:
+    def _batch(self, work: _Workspace, pieces: list[_Piece], adapted: list[AdaptedRows]) -> ForwardBatch:
         buffers, last = work.buffers, pieces[-1]
         buffers.begin(last.first_row + last.num_rows)
         segments = []
@@ -154,10 +166,7 @@ class ModelRunner:
             if self.device.type != "cpu":
                 blocks = blocks.to(self.device)
             segments.append(AttentionSegment(piece.first_row, piece.num_rows, positions.start, blocks))
-        spans = [
-            AdaptedRows(p.request.mixture, range(p.first_row, p.first_row + p.num_rows), p.scalings) for p in pieces
-        ]
-        return ForwardBatch(*buffers.tensors(), tuple(segments), work.groups.of(spans))
+        return ForwardBatch(*buffers.tensors(), tuple(segments), work.groups.of(adapted))
 
     def _logits(
         self,
@@ -170,22 +179,21 @@ class ModelRunner:
         """Logits of the rows that choose a token or that the client wants to see; on the host in one transfer."""
         wanted: list[int] = []
         spans: list[AdaptedRows] = []
-        chosen: list[_Piece] = []
+        chosen: list[tuple[_Piece, range]] = []
         for piece in pieces:
-            request, scalings = piece.request, piece.scalings
-            if scalings is not None:
-                scalings = scalings.expand(piece.num_rows, -1, -1)
-            results[id(request)] = RowResult(None, scalings)
+            request, scalings, num_rows = piece.request, piece.scalings, piece.num_rows
+            results[id(request)].scalings = scalings
+            if num_rows > 1 and request.frozen is scalings is not None:
+                results[id(request)].scalings = scalings.expand(num_rows, -1, -1)
             if not (request.all_logits or request.scheduled.reaches_end):
                 continue
-            count = piece.num_rows if request.all_logits else 1
-            if piece.scalings is not None and len(piece.scalings) > count:
-                scalings = piece.scalings[-count:]
-            else:
-                scalings = piece.scalings
-            spans.append(AdaptedRows(request.mixture, range(len(wanted), len(wanted) + count), scalings))
-            chosen.append(piece)
-            end = piece.first_row + piece.num_rows
+            count = num_rows if request.all_logits else 1
+            if scalings is not None and count < num_rows and request.frozen is not scalings:
+                scalings = scalings[-count:]
+            rows_of_piece = range(len(wanted), len(wanted) + count)
+            spans.append(AdaptedRows(request.mixture, rows_of_piece, scalings))
+            chosen.append((piece, rows_of_piece))
+            end = piece.first_row + num_rows
             wanted += range(end - count, end)
         if not wanted:
             return
@@ -195,8 +203,30 @@ class ModelRunner:
             rows = hidden.index_select(0, torch.tensor(wanted, device=self.device))
             logits = self.executor.logits(rows, work.logit_groups.of(spans))
         on_host = logits.cpu().numpy()
-        for piece, span in zip(chosen, spans, strict=True):
-            results[id(piece.request)].logits = on_host[span.rows.start : span.rows.stop]
+        for piece, rows_of_piece in chosen:
+            results[id(piece.request)].logits = on_host[rows_of_piece.start : rows_of_piece.stop]
+
+
+def _adapted_rows(pieces: list[_Piece]) -> list[AdaptedRows]:
+    return [AdaptedRows(p.request.mixture, range(p.first_row, p.first_row + p.num_rows), p.scalings) for p in pieces]
+
+
+def _rows_of_groups(pieces: list[_Piece], groups: list[_Classified]) -> list[AdaptedRows]:
+    """The rows of a pass of X-LoRA requests, by what was classified together: its scalings are used as they lie."""
+    rows_of = {id(piece.request): range(piece.first_row, piece.first_row + piece.num_rows) for piece in pieces}
+    return [
+        AdaptedRows(
+            group.requests[0].mixture,
+            [row for request in group.requests for row in rows_of[id(request)]],
+            group.scalings,
+        )
+        for group in groups
+    ]
+
+
+def _classifier(request: RowRequest) -> Classifier:
+    assert request.mixture.xlora is not None
+    return request.mixture.xlora.classifier
 
 
 def _frozen(request: RowRequest) -> Tensor:
