@@ -1,0 +1,107 @@
+"""Copies of base weights against packed ones: what packing changes is accepted, in every type, and little more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gguf.quants
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from inference_svc.adapters.base_copies import bar_of, copy_problem
+from inference_svc.adapters.base_model import BaseModelShape
+from inference_svc.models.base_model import shape_of
+from inference_svc.models.loading import load_checkpoint
+from inference_svc.weights.k_quantizers import K_QUANTIZERS
+from inference_svc.weights.opening import open_model
+from inference_svc.weights.quantization import QuantizedTensor
+
+TYPES = [
+    GGMLQuantizationType[name]
+    for name in ["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0"]
+]
+LAYERS = (
+    "model.embed_tokens",
+    *(f"model.layers.{i}.mlp.down_proj" for i in (0, 29)),
+    "model.layers.15.self_attn.v_proj",
+)
+
+
+def packed(dense: Tensor, kind: GGMLQuantizationType) -> QuantizedTensor:
+    rows, columns = dense.shape
+    if kind in K_QUANTIZERS:
+        data = K_QUANTIZERS[kind](dense.reshape(-1, 256).contiguous()).reshape(rows, -1)
+    else:
+        data = torch.from_numpy(gguf.quants.quantize(dense.numpy().astype(np.float32), kind).view(np.uint8))
+    return QuantizedTensor(data.contiguous(), kind, (rows, columns))
+
+
+def problem(copy: Tensor, weight: QuantizedTensor, base: BaseModelShape) -> str | None:
+    return copy_problem("lm_head", copy, replace(base, weights={"lm_head": weight}))
+
+
+@pytest.fixture(scope="module")
+def real(smollm2_gguf: Path) -> dict[str, Tensor]:
+    """Weights that the real file could have been made from: anywhere within the cells of its own packing."""
+    weights = shape_of(load_checkpoint(open_model(smollm2_gguf)), "").weights
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for path in LAYERS:
+        values = weights[path].part(0, 2048).dequantize().reshape(-1, 32)
+        steps = 15 if weights[path].quantization is GGMLQuantizationType.Q4_1 else 254
+        cells = (values.amax(1) - values.amin(1))[:, None] / steps
+        moved = values + (torch.rand(values.shape, generator=generator) - 0.5) * cells
+        found[path] = moved.reshape(-1, weights[path].shape[1])
+    return found
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_what_packing_makes_of_the_real_model_is_accepted(
+    real: dict[str, Tensor], base: BaseModelShape, kind: GGMLQuantizationType
+) -> None:
+    errors = []
+    for dense in real.values():
+        if kind in K_QUANTIZERS and dense.shape[1] % 256:
+            continue
+        weight = packed(dense, kind)
+        own = weight.dequantize()
+        for copy in (dense, dense.bfloat16()):
+            assert problem(copy, weight, base) is None
+            errors.append(float(((copy.float() - own).norm(dim=1) / own.norm(dim=1)).max()))
+    assert max(errors) > bar_of(kind) / 8  # a bar that is far from what happens would hide what it is there to find
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+def test_a_row_that_is_further_off_than_packing_takes_it_is_found(
+    base: BaseModelShape, kind: GGMLQuantizationType
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    dense = torch.randn(40, 512, generator=generator)
+    weight = packed(dense, kind)
+    noise = torch.randn(512, generator=generator)
+    for row, changed in (
+        (7, dense[7] + noise * 1.5 * bar_of(kind)),
+        (39, noise),
+        (0, torch.full((512,), float("nan"))),
+    ):
+        copy = dense.clone()
+        copy[row] = changed
+        said = problem(copy, weight, base)
+        assert said is not None
+        assert f"at row {row}" in said
+
+
+def test_the_head_is_held_to_the_bar_of_its_own_type_not_of_most_weights() -> None:
+    bars = [
+        bar_of(GGMLQuantizationType[name])
+        for name in ["F16", "Q8_0", "Q6_K", "Q5_1", "Q4_1", "Q3_K", "Q2_K", "IQ2_XXS", "IQ1_S"]
+    ]
+    assert bars == sorted(bars)
+    assert bars[0] <= 0.01
+    assert max(bars) < 0.76
+    assert bar_of(GGMLQuantizationType.Q5_0) == bar_of(GGMLQuantizationType.Q5_1)
+    assert bar_of(GGMLQuantizationType.Q4_0) == bar_of(GGMLQuantizationType.Q4_1) == bar_of(GGMLQuantizationType.Q4_K)
