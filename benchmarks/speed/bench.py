@@ -92,13 +92,11 @@ class Bench:
     def crowded_loramux(self, resident: int) -> LoramuxServer:
         """With so many adapters of rank RESIDENT_RANK."""
 
-        def start() -> LoramuxServer:
-            server = self.start_loramux(f"resident-{resident}", "--max-adapters", str(resident))
-            folders = self.inputs.loras((RESIDENT_RANK,), resident)
-            server.load_adapters({lora_name(number): folder for number, folder in enumerate(folders)})
-            return server
-
-        return self._started(f"resident-{resident}", start)
+        key = f"resident-{resident}"
+        folders = self.inputs.loras((RESIDENT_RANK,), resident)
+        return self._started(
+            key, lambda: self._filled(self.start_loramux(key, "--max-adapters", str(resident)), folders)
+        )
 
     def large_loramux(self) -> LoramuxServer:
         """With the model of 1.1 billion weights."""
@@ -191,10 +189,17 @@ class Bench:
         return self._peer("peft", "peft", start)
 
     def _with_adapters(self, server: LoramuxServer) -> LoramuxServer:
-        profile = self.profile
-        folders = self.inputs.loras(profile.ranks, profile.streams)
-        server.load_adapters({lora_name(number): folder for number, folder in enumerate(folders)})
-        server.apply_ordering(MIXTURE)
+        return self._filled(server, self.inputs.loras(self.profile.ranks, self.profile.streams), MIXTURE)
+
+    def _filled(self, server: LoramuxServer, folders: Sequence[Path], *orderings: str) -> LoramuxServer:
+        """The server with these adapters; without them it is closed."""
+        try:
+            server.load_adapters({lora_name(number): folder for number, folder in enumerate(folders)})
+            for ordering in orderings:
+                server.apply_ordering(ordering)
+        except BaseException:
+            server.close()
+            raise
         return server
 
     def _orderings(self) -> ServiceProcess:
