@@ -646,10 +646,16 @@ int32_t lx_elementwise(Program* program, int32_t kind, int32_t x, int32_t y, flo
 
 void lx_finish(Program* program, int32_t result) { program->finish(result); }
 
-void lx_run(Program* program, Library* library, const Pass* pass) {
+// 1 if there is not enough memory for so many rows; nothing has run then.
+int32_t lx_run(Program* program, Library* library, const Pass* pass) {
     Runner runner(*program, library->threads, *pass, library->invariant);
-    runner.prepare();
+    try {
+        runner.prepare();
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
     library->threads.run([&](int thread) { runner.run(thread); });
+    return 0;
 }
 
 // The products alone, for tests: y [num_rows, rows of packed].

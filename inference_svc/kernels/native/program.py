@@ -347,7 +347,8 @@ class NativeExecutor:
                 row.scalings = scalings.data_ptr()
                 row.num_rows, row.num_layers, row.num_experts = scalings.shape
             work.num_banks, work.banks = len(adapters), ctypes.addressof(banks)
-        self.library.code.lx_run(program.pointer, self.library.pointer, byref(work))
+        if self.library.code.lx_run(program.pointer, self.library.pointer, byref(work)):
+            raise MemoryError(f"there is no memory left for a pass of {work.num_rows} rows")
 
     def prepare(self, bank: AdapterBank) -> None:
         """Write a bank's deltas down in the order that passes read them in; any thread, before the bank is used."""
