@@ -55,7 +55,11 @@ SHAPES = {
     }.items()
 }
 MIXTURE = Mixture(
-    experts=(Expert(2, ("self_attn.q_proj", "self_attn.v_proj")), Expert(3, ("self_attn.v_proj",))),
+    experts=(
+        Expert(2, ("self_attn.q_proj", "self_attn.v_proj")),
+        Expert(3, ("self_attn.v_proj",)),
+        Expert(1, ("self_attn.o_proj",)),
+    ),
     config={
         "enable_softmax": True,
         "enable_softmax_topk": False,
@@ -196,6 +200,7 @@ def test_the_drift_of_scalings_is_that_of_pefts_forward(floats: TinyModel, packe
     assert drift.mean == pytest.approx(float(difference.mean()), abs=BAR)
     assert drift.max == pytest.approx(float(difference.max()), abs=10 * BAR)
     assert np.allclose(drift.by_layer, difference.mean(0), atol=BAR)
+    assert drift.top_expert_agreement < 1
     assert drift.top_expert_agreement == float((before.argmax(-1) == after.argmax(-1)).double().mean())
     assert np.allclose(report.distortions[1].positions.scaling_drift, difference.mean((1, 2)), atol=BAR)
 
