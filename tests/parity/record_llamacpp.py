@@ -65,7 +65,7 @@ def answers(server: str, model: Path, name: str) -> list[list[int]]:
         port = probe.getsockname()[1]
     options = [
         "-c",
-        str(CONTEXT),
+        str(CONTEXT[name]),
         "-np",
         "1",
         "-fa",

@@ -37,7 +37,7 @@ GOLDEN = json.loads(Path(__file__).with_name("mistralrs_golden.json").read_text(
 @pytest.fixture(scope="module")
 def base(smollm2_gguf: Path) -> BaseModel:
     return open_base_model(
-        str(smollm2_gguf), base_model_id=None, device="cpu", kernels="auto", batch_invariant=False
+        str(smollm2_gguf), base_model_id=None, device="cpu", kernels="native-exact", batch_invariant=False
     ).load()
 
 
