@@ -7,11 +7,11 @@ from __future__ import annotations
 LONGEST_STEP = 4.0
 # Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
 # streams decode, a step may take as long.
-UNNOTICED_SECONDS = 0.05
+UNNOTICED_SECONDS = 0.04
+# Where nothing has been measured: that many, and a sequence more makes a step longer by a twentieth of its fixed part.
 UNMEASURED_PROMPT_TOKENS = 64
+FIXED_PART_IN_SEQUENCES = 20
 WEIGHT_OF_THE_NEWEST = 0.2
-# The fewer prompt tokens a step has, the more of its time is chance.
-PROMPT_TOKENS_OF_FULL_WEIGHT = 16
 
 
 class StepPace:
@@ -19,40 +19,50 @@ class StepPace:
 
     def __init__(self) -> None:
         self._decoding_seconds: dict[int, float] = {}  # number of decoding sequences -> seconds a step
-        self._prompt_token_seconds: float | None = None
+        # A prompt token's seconds are the slope of the line through what prompts have added to steps. Steps with many
+        # prompt tokens decide it: in those with few most of the difference is chance.
+        self._tokens_times_seconds = 0.0
+        self._tokens_squared = 0.0
+        self._most_prompt_tokens = UNMEASURED_PROMPT_TOKENS // 2  # in a step that was measured
 
     def note(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
         """A step of so many decoding sequences and prompt tokens took so long."""
         if num_prompt_tokens == 0:
-            known = self._decoding_seconds.get(num_decoding)
-            self._decoding_seconds[num_decoding] = _moved(known, seconds, WEIGHT_OF_THE_NEWEST)
+            known = self._decoding_seconds.get(num_decoding, seconds)
+            # A step that something else on the machine held up does not carry the average far.
+            change = min(seconds, 1.5 * known) - known
+            self._decoding_seconds[num_decoding] = known + WEIGHT_OF_THE_NEWEST * change
             return
-        decoding = self._decoding_step(num_decoding) if num_decoding else None
         # Where nothing is known of decoding, a prompt token is said to cost more than it does, never less.
-        each = max((seconds - (decoding or 0.0)) / num_prompt_tokens, seconds / 1000)
-        weight = WEIGHT_OF_THE_NEWEST * min(1.0, num_prompt_tokens / PROMPT_TOKENS_OF_FULL_WEIGHT)
-        self._prompt_token_seconds = _moved(self._prompt_token_seconds, each, weight)
+        added = seconds - (self._decoding_step(num_decoding) or 0.0)
+        if self._tokens_squared:
+            added = min(added, 4 * num_prompt_tokens * self._prompt_token_seconds())
+        added = max(added, seconds / 100)
+        kept = 1 - WEIGHT_OF_THE_NEWEST
+        self._tokens_times_seconds = kept * self._tokens_times_seconds + num_prompt_tokens * added
+        self._tokens_squared = kept * self._tokens_squared + num_prompt_tokens**2
+        self._most_prompt_tokens = max(self._most_prompt_tokens, num_prompt_tokens)
 
     def max_prompt_tokens(self, num_running: int) -> int:
         """Prompt tokens that may join a step in which others decode, at least one.
 
         What a step may take is measured by the step in which all that run will decode: where most sequences still
-        compute their prompts, it is in everybody's interest that they do not decode one by one.
+        compute their prompts, it is in everybody's interest that they do not decode one by one. Twice the most that was
+        measured is the limit: beyond, the line may not go on as it began.
         """
         decoding = self._decoding_step(num_running)
-        if decoding is None or self._prompt_token_seconds is None:
+        if decoding is None or not self._tokens_squared:
             return UNMEASURED_PROMPT_TOKENS
         spare = max((LONGEST_STEP - 1.0) * decoding, UNNOTICED_SECONDS - decoding)
-        return max(1, int(spare / self._prompt_token_seconds))
+        return max(1, min(int(spare / self._prompt_token_seconds()), 2 * self._most_prompt_tokens))
+
+    def _prompt_token_seconds(self) -> float:
+        return self._tokens_times_seconds / self._tokens_squared
 
     def _decoding_step(self, num_decoding: int) -> float | None:
-        """Seconds of a step of decoding alone, by the nearest number of sequences that was measured."""
-        if not self._decoding_seconds:
+        """Seconds of a step of decoding alone, from the nearest number of sequences that was measured."""
+        if not num_decoding or not self._decoding_seconds:
             return None
         nearest = min(self._decoding_seconds, key=lambda known: (abs(known - num_decoding), known))
-        return self._decoding_seconds[nearest]
-
-
-def _moved(average: float | None, newest: float, weight: float) -> float:
-    """A moving average that one step, held up by something else on the machine, does not carry far."""
-    return newest if average is None else average + weight * (min(newest, 2 * average) - average)
+        parts = FIXED_PART_IN_SEQUENCES
+        return self._decoding_seconds[nearest] * (parts + num_decoding) / (parts + nearest)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,11 +23,15 @@ def sequence(name: str, prompt: int, new: int) -> Sequence:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a step costs, in milliseconds: always, for each decoding sequence, for each prompt token."""
+    """What a step costs, in milliseconds: always, for each decoding sequence, for each prompt token.
+
+    Of busy ones, every step takes up to `noise` times as long again.
+    """
 
     step: float
     sequence: float
     prompt_token: float
+    noise: float = 0.0
 
     def decoding(self, num_sequences: int) -> float:
         return self.step + num_sequences * self.sequence
@@ -39,6 +44,7 @@ class Simulation:
         self.machine = machine
         self.scheduler = Scheduler(BlockPool(4000, 16), max_running=64, max_batch_tokens=512)
         self.now = 0.0
+        self._chance = random.Random(1)
         self.times: dict[str, list[float]] = {}
 
     def add(self, name: str, prompt: int, new: int) -> None:
@@ -50,6 +56,7 @@ class Simulation:
         num_decoding = sum(item.sequence.is_decoding for item in scheduled)
         num_prompt_tokens = sum(item.num_tokens for item in scheduled) - num_decoding
         seconds = self.machine.decoding(num_decoding) + num_prompt_tokens * self.machine.prompt_token
+        seconds *= 1 + self._chance.random() * self.machine.noise
         self.now += seconds
         self.scheduler.pace.note(num_decoding, num_prompt_tokens, seconds)
         for item in scheduled:
@@ -80,28 +87,28 @@ class Simulation:
         )
 
 
-# A prompt token costs between nearly nothing and as much as a step of one stream.
-MACHINES = st.builds(Machine, st.floats(0.5, 50), st.floats(0, 5), st.floats(0.001, 1)).map(
-    lambda machine: Machine(machine.step, machine.sequence, machine.prompt_token * machine.decoding(1))
+# A prompt token costs between a hundredth and all of what a step of one stream does.
+MACHINES = st.builds(Machine, st.floats(0.5, 50), st.floats(0, 5), st.floats(0.01, 1), st.floats(0, 0.3)).map(
+    lambda machine: replace(machine, prompt_token=machine.prompt_token * machine.decoding(1))
 )
 
 
-@settings(max_examples=50, deadline=None)
-@given(MACHINES, st.integers(1, 31), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+@given(MACHINES, st.integers(1, 31), st.integers(1, 4), st.integers(1, 100))
 def test_no_stream_waits_longer_than_five_steps_while_long_prompts_arrive(
-    machine: Machine, num_streams: int, num_prompts: int
+    machine: Machine, num_streams: int, num_prompts: int, first_prompt: int
 ) -> None:
     run = Simulation(machine)
     run.decoding_streams(num_streams)
-    run.add("teacher", 64, 1)  # what a prompt token costs has been seen once
-    while not run.times["teacher"]:
+    run.add("short", first_prompt, 1)  # all that is known of prompts when the long ones come
+    while not run.times["short"]:
         run.step()
     began = run.now
     for index in range(num_prompts):
         run.add(f"long {index}", 2000, 2)
     for _ in range(60):
         run.step()
-    assert run.longest_gap(began) <= 5 * machine.decoding(num_streams + num_prompts)
+    assert run.longest_gap(began) <= 5 * machine.decoding(num_streams + num_prompts) * (1 + machine.noise)
 
 
 @settings(max_examples=50, deadline=None)
@@ -120,7 +127,20 @@ def test_a_short_prompt_has_its_first_token_within_three_steps_beside_fifteen_st
     run.add("short", short, 2)
     while not run.times["short"]:
         run.step()
-    assert run.times["short"][0] - began <= 3 * machine.decoding(16) * 1.001
+    assert run.times["short"][0] - began <= 3 * machine.decoding(16) * (1 + machine.noise)
+
+
+def test_prompts_that_come_at_once_are_computed_hardly_slower_than_one_after_the_other() -> None:
+    machine = Machine(7.0, 1.1, 0.5)
+    run = Simulation(machine)
+    for index in range(16):
+        run.add(f"stream {index}", 143, 64)
+        if index == 0:
+            run.step()
+    while run.scheduler.has_work:
+        run.step()
+    alone = 16 * 143 * machine.prompt_token + 63 * machine.decoding(16)
+    assert run.now <= 1.15 * alone
 
 
 def test_a_prompt_alone_takes_whole_steps() -> None:
@@ -181,9 +201,9 @@ def test_the_pace_follows_what_steps_cost() -> None:
     for _ in range(50):  # prompts became dearer
         pace.note(16, 100, 0.020 + 100 * 0.006)
     assert pace.max_prompt_tokens(16) == pytest.approx(10, abs=1)
-    for _ in range(50):  # a step so cheap that prompts seem free
-        pace.note(16, 100, 0.001)
-    assert pace.max_prompt_tokens(16) >= 512
+    for _ in range(50):  # and cheaper than can be measured
+        pace.note(16, 100, 0.020)
+    assert pace.max_prompt_tokens(16) == 200  # twice what was measured
 
 
 def test_where_decoding_is_quick_a_step_with_prompts_may_take_what_nobody_notices() -> None:
@@ -194,13 +214,24 @@ def test_where_decoding_is_quick_a_step_with_prompts_may_take_what_nobody_notice
     assert pace.max_prompt_tokens(1) == pytest.approx((UNNOTICED_SECONDS - 0.003) / 0.0005, abs=1)
 
 
-def test_one_step_that_was_held_up_changes_little_and_is_soon_forgotten() -> None:
+def test_a_number_of_streams_that_was_not_seen_is_reckoned_from_the_nearest() -> None:
+    pace = StepPace()
+    pace.note(1, 0, 0.021)
+    pace.note(0, 200, 200 * 0.0012)
+    assert pace.max_prompt_tokens(1) == pytest.approx(52, abs=1)
+    assert pace.max_prompt_tokens(16) == pytest.approx(90, abs=1)
+
+
+def test_one_step_that_was_held_up_is_soon_forgotten() -> None:
     pace = StepPace()
     for _ in range(50):
         pace.note(16, 0, 0.020)
         pace.note(16, 100, 0.080)
+    pace.note(16, 0, 1.0)
+    assert pace.max_prompt_tokens(16) <= 110
     pace.note(16, 100, 5.0)
-    assert pace.max_prompt_tokens(16) >= 80
-    for _ in range(20):
+    assert pace.max_prompt_tokens(16) >= 50
+    for _ in range(30):
+        pace.note(16, 0, 0.020)
         pace.note(16, pace.max_prompt_tokens(16), 0.020 + 0.0006 * pace.max_prompt_tokens(16))
     assert pace.max_prompt_tokens(16) == pytest.approx(100, abs=3)
