@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from inference_svc.errors import InvalidRequest
-from inference_svc.kernels.native.library import NativeUnavailable, load_library
-from inference_svc.kernels.native.program import NativeExecutor
+from inference_svc.kernels.native.compiler import NativeUnavailable, load_code
+from inference_svc.kernels.native.executor import NativeExecutor
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.layers.eager import EagerExecutor
 from inference_svc.layers.executor import Executor
@@ -64,7 +64,7 @@ def choose_kernels(name: str, device: torch.device, *, batch_invariant: bool) ->
         try:
             if device.type != "cpu":
                 raise NativeUnavailable(f"there are none for {device.type}")
-            load_library()
+            load_code()
             is_exact = name == "native-exact"
             cache_dtype = torch.float32 if is_exact else torch.float16
             return KernelChoice(

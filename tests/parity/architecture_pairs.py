@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from inference_svc.adapters.base_model import BaseModelShape
-from inference_svc.kernels.native.library import NativeUnavailable, load_library
+from inference_svc.kernels.native.compiler import NativeUnavailable, load_code
 from inference_svc.models.loading import read_config
 from inference_svc.weights.opening import open_model
 from tests.parity.executors import native_exact
@@ -48,7 +48,7 @@ def on_compiled_code(path: Path) -> tuple[ServedModel, ...]:
     if read_config(open_model(path)).num_experts:
         return ()
     try:
-        load_library()
+        load_code()
     except NativeUnavailable:
         return ()
     return (ServedModel(path, native_exact, batch_invariant=True),)

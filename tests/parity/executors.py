@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from inference_svc.kernels.native.program import NativeExecutor
+from inference_svc.kernels.native.executor import NativeExecutor
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.layers.eager import EagerExecutor
 from inference_svc.layers.executor import Executor

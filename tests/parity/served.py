@@ -16,7 +16,7 @@ from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import Mixture, Selection
 from inference_svc.adapters.xlora import load_xlora
 from inference_svc.engine.model_runner import ModelRunner, RowRequest, RowResult
-from inference_svc.kernels.native.library import NativeUnavailable
+from inference_svc.kernels.native.compiler import NativeUnavailable
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.models.base_model import define, shape_of

@@ -23,7 +23,7 @@ class _Coding:
     has_minimum: bool
 
 
-_CODINGS: Mapping[str, _Coding] = MappingProxyType(
+CODINGS: Mapping[str, _Coding] = MappingProxyType(
     {
         "Q4_0": _Coding(4, 32, False),
         "Q4_1": _Coding(4, 32, True),
@@ -41,7 +41,7 @@ _CODINGS: Mapping[str, _Coding] = MappingProxyType(
 
 def packed_bytes(quantization: GGMLQuantizationType, rows: int, columns: int) -> int | None:
     """Bytes of a weight [rows, columns] in the native layout; None: it stays as it is in the file."""
-    coding = _CODINGS.get(quantization.name)
+    coding = CODINGS.get(quantization.name)
     if coding is None:
         return None
     scales = TILE_ROWS * (STEP_COLUMNS // coding.group) * 2 * (2 if coding.has_minimum else 1)

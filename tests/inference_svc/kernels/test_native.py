@@ -13,8 +13,9 @@ from torch import Tensor
 
 from inference_svc.errors import InvalidRequest
 from inference_svc.kernels.choice import choose_kernels
-from inference_svc.kernels.native.library import NativeUnavailable
-from inference_svc.kernels.native.program import Library, NativeExecutor
+from inference_svc.kernels.native.compiled import CompiledCode
+from inference_svc.kernels.native.compiler import NativeUnavailable
+from inference_svc.kernels.native.executor import NativeExecutor
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AttentionSegment, AttentionShape, ForwardBatch
@@ -29,9 +30,9 @@ CODED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
 
 
 @pytest.fixture(scope="module")
-def library() -> Library:
+def compiled() -> CompiledCode:
     try:
-        return Library(2, exact=False, batch_invariant=True)
+        return CompiledCode(2, exact=False, batch_invariant=True)
     except NativeUnavailable as error:
         pytest.skip(str(error))
 
@@ -54,13 +55,13 @@ def matrix(rows: int, columns: int, quantization: str) -> QuantizedTensor:
     return QuantizedTensor(torch.from_numpy(data.copy()), kind, (rows, columns))
 
 
-def product(library: Library, weight: QuantizedTensor, x: Tensor, *, wide: bool = False) -> Tensor:
-    packed = library.packed("w", weight)
+def product(compiled: CompiledCode, weight: QuantizedTensor, x: Tensor, *, wide: bool = False) -> Tensor:
+    packed = compiled.packed("w", weight)
     assert packed is not None
     y = torch.empty(len(x), weight.shape[0])
-    multiply = library.code.lx_wide_product if wide else library.code.lx_product
+    multiply = compiled.code.lx_wide_product if wide else compiled.code.lx_product
     done = multiply(
-        library.pointer,
+        compiled.pointer,
         packed,
         ctypes.c_void_p(x.data_ptr()),
         ctypes.c_int64(len(x)),
@@ -82,7 +83,7 @@ def rounded(x: Tensor, bits: int) -> Tensor:
 @pytest.mark.parametrize("quantization", CODED)
 @pytest.mark.parametrize(("num_rows", "columns", "out"), [(1, 256, 5), (3, 256, 16), (7, 512, 40), (17, 768, 192)])
 def test_a_product_with_rounded_activations_is_that_of_the_unpacked_matrix(
-    library: Library, quantization: str, num_rows: int, columns: int, out: int
+    compiled: CompiledCode, quantization: str, num_rows: int, columns: int, out: int
 ) -> None:
     weight = matrix(out, columns, quantization)
     x = torch.randn(num_rows, columns, generator=torch.Generator().manual_seed(1))
@@ -93,7 +94,7 @@ def test_a_product_with_rounded_activations_is_that_of_the_unpacked_matrix(
     # Scales are kept as halves: of K-quants, whose scales are products, they lose up to 2^-11, far less than the
     # rounding of a code. An activation in the middle between two whole numbers may be rounded to either.
     size = x.abs().double() @ dense.abs().T
-    assert ((product(library, weight, x).double() - expected).abs() / size).max() < (
+    assert ((product(compiled, weight, x).double() - expected).abs() / size).max() < (
         6e-4 if quantization.endswith("_K") else 2e-4
     )
 
@@ -101,7 +102,7 @@ def test_a_product_with_rounded_activations_is_that_of_the_unpacked_matrix(
 @pytest.mark.parametrize("quantization", CODED)
 @pytest.mark.parametrize(("num_rows", "columns", "out"), [(16, 256, 16), (33, 256, 40), (70, 768, 200)])
 def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
-    library: Library, quantization: str, num_rows: int, columns: int, out: int
+    compiled: CompiledCode, quantization: str, num_rows: int, columns: int, out: int
 ) -> None:
     weight = matrix(out, columns, quantization)
     x = torch.randn(num_rows, columns, generator=torch.Generator().manual_seed(2))
@@ -110,26 +111,28 @@ def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
     size = x.abs().double() @ dense.abs().double().T
     # Activations keep 16 bits, sums are float32. A weight in the middle between two bfloat16 may go to either; that of
     # a K-quant has a scale that was rounded to a half before, and a minimum that takes most of it away again.
-    error = (product(library, weight, x, wide=True).double() - expected).abs() / size
+    error = (product(compiled, weight, x, wide=True).double() - expected).abs() / size
     assert error.max() < 2e-3
     assert error.mean() < (2e-4 if quantization.endswith("_K") else 1e-4)
 
 
 @pytest.mark.parametrize("quantization", ["Q4_1", "Q4_0", "Q8_0", "Q6_K"])
-def test_a_row_of_a_product_is_the_same_to_the_bit_alone_and_in_any_crowd(library: Library, quantization: str) -> None:
+def test_a_row_of_a_product_is_the_same_to_the_bit_alone_and_in_any_crowd(
+    compiled: CompiledCode, quantization: str
+) -> None:
     weight = matrix(200, 512, quantization)
     crowd = torch.randn(70, 512)
-    together = product(library, weight, crowd)
+    together = product(compiled, weight, crowd)
     for row in range(70):
-        assert torch.equal(product(library, weight, crowd[row : row + 1])[0], together[row])
-        assert torch.equal(product(library, weight, crowd[row // 2 : row + 1])[-1], together[row])
+        assert torch.equal(product(compiled, weight, crowd[row : row + 1])[0], together[row])
+        assert torch.equal(product(compiled, weight, crowd[row // 2 : row + 1])[-1], together[row])
 
 
-def test_a_scale_that_no_half_holds_is_multiplied_in_float32(library: Library) -> None:
+def test_a_scale_that_no_half_holds_is_multiplied_in_float32(compiled: CompiledCode) -> None:
     weight = matrix(16, 256, "Q4_K")
     weight.data[:, 0:2] = torch.tensor([0xFF, 0x7B], dtype=torch.uint8)  # 65504, and its multiples are more
-    assert library.packed("too.large", weight) is None
-    assert "too.large" in library.unpacked
+    assert compiled.packed("too.large", weight) is None
+    assert "too.large" in compiled.unpacked
 
 
 class OneLinear:
@@ -248,7 +251,7 @@ def test_without_a_compiler_the_reference_runs_and_says_why(monkeypatch: pytest.
         choose_kernels("native", CPU, batch_invariant=True)
 
 
-def test_a_model_that_the_library_cannot_run_is_run_by_the_reference(library: Library) -> None:
+def test_a_model_that_the_library_cannot_run_is_run_by_the_reference(compiled: CompiledCode) -> None:
     model = OneAttention(AttentionShape(2, 2, 8, 0.3))
     executor, notice = choose_kernels("auto", CPU, batch_invariant=True).executor(model)  # type: ignore[arg-type]
     assert executor.name == "reference"

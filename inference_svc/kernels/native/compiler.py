@@ -20,7 +20,7 @@ class NativeUnavailable(Exception):
     """The native kernels cannot be built or loaded here; the message says why."""
 
 
-def load_library() -> ctypes.CDLL:
+def load_code() -> ctypes.CDLL:
     """The compiled kernels; compiled now if this machine has not compiled this source yet (a few seconds).
 
     Raises:

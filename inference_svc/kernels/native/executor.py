@@ -1,0 +1,186 @@
+"""Runs a recorded model: fills in what a pass is told, and writes adapters down as passes read them."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from inference_svc.adapters.bank import AdapterBank
+from inference_svc.kernels.native.compiled import CompiledCode
+from inference_svc.kernels.native.recorder import Recorder
+from inference_svc.kv_cache.cache import KVCache
+from inference_svc.layers.batch import AdapterRows, ForwardBatch
+from inference_svc.models.definition import ModelDefinition
+
+BLOCK_SIZE = 16  # of the cache; BLOCK of attention.h
+
+
+class _Segment(Structure):
+    _fields_ = (("first_row", c_int64), ("num_rows", c_int64), ("first_position", c_int64), ("blocks", c_void_p))
+
+
+class _Delta(Structure):
+    _fields_ = (
+        ("a", c_void_p),
+        ("b", c_void_p),
+        ("expert_of_rank", c_void_p),
+        ("base_factor", c_void_p),
+        ("rank", c_int64),
+        ("scaling_row", c_int64),
+        ("factor", c_float),
+        ("halves", c_int32),
+    )
+
+
+class _BankRows(Structure):
+    _fields_ = (
+        ("deltas", c_void_p),
+        ("rows", c_void_p),
+        ("scalings", c_void_p),
+        ("num_rows", c_int64),
+        ("num_layers", c_int64),
+        ("num_experts", c_int64),
+    )
+
+
+class _Pass(Structure):
+    _fields_ = (
+        ("num_rows", c_int64),
+        ("token_ids", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("num_segments", c_int64),
+        ("segments", c_void_p),
+        ("num_banks", c_int64),
+        ("banks", c_void_p),
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("layer_size", c_int64),
+        ("half_cache", c_int32),
+        ("input", c_void_p),
+        ("output", c_void_p),
+    )
+
+
+class NativeExecutor:
+    """Runs a model as a recorded program, on the CPU."""
+
+    name = "native"
+    dtype = torch.float32
+
+    def __init__(self, model: ModelDefinition, *, num_threads: int, exact: bool, batch_invariant: bool) -> None:
+        """Record the model; see `CompiledCode` for the arguments.
+
+        Raises:
+            NativeUnavailable: the code cannot be had here, or does not have what the model needs.
+        """
+        self.compiled = CompiledCode(num_threads, exact=exact, batch_invariant=batch_invariant)
+        self.batch_invariant = batch_invariant or exact
+        self.cache_dtype = torch.float32 if exact else torch.float16
+        self._linears: dict[str, int] = {}
+        self._banks: weakref.WeakKeyDictionary[AdapterBank, tuple[object, c_void_p]] = weakref.WeakKeyDictionary()
+        self._body = Recorder(self.compiled, self._linears)
+        self._width = self._body.finish(model.hidden_states(self._body))
+        self._head = Recorder(self.compiled, self._linears)
+        self._vocab_size = self._head.finish(model.logits(self._head, self._head.input(self._width)))
+
+    def hidden_states(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
+        """Hidden states after the final norm [num_tokens, hidden_size]; writes keys and values to the cache."""
+        assert cache.block_size == BLOCK_SIZE
+        output = torch.empty((len(batch.token_ids), self._width))
+        keys, values = cache.storage
+        segments = (_Segment * len(batch.segments))()
+        for row, segment in zip(segments, batch.segments, strict=True):
+            row.first_row, row.num_rows = segment.first_row, segment.num_rows
+            row.first_position, row.blocks = segment.first_position, segment.blocks.data_ptr()
+        work = _Pass(
+            num_rows=len(batch.token_ids),
+            token_ids=batch.token_ids.data_ptr(),
+            positions=batch.positions.data_ptr(),
+            slots=batch.slots.data_ptr(),
+            num_segments=len(batch.segments),
+            segments=ctypes.addressof(segments),
+            keys=keys.data_ptr(),
+            values=values.data_ptr(),
+            layer_size=keys[0].numel(),
+            half_cache=keys.dtype == torch.float16,
+            output=output.data_ptr(),
+        )
+        self._run(self._body, work, batch.adapters)
+        return output
+
+    def logits(self, hidden: Tensor, adapters: tuple[AdapterRows, ...]) -> Tensor:
+        """[num_rows, hidden_size] -> float32 [num_rows, vocab_size]; adapters' rows count within these rows."""
+        hidden = hidden.contiguous()
+        output = torch.empty((len(hidden), self._vocab_size))
+        work = _Pass(num_rows=len(hidden), input=hidden.data_ptr(), output=output.data_ptr())
+        self._run(self._head, work, adapters)
+        return output
+
+    def _run(self, program: Recorder, work: _Pass, adapters: tuple[AdapterRows, ...]) -> None:
+        if not work.num_rows:
+            return
+        kept: list[object] = []  # what the pass reads must outlive it
+        if adapters:
+            banks = (_BankRows * len(adapters))()
+            for row, item in zip(banks, adapters, strict=True):
+                scalings = item.scalings.contiguous()
+                kept.append(scalings)
+                row.deltas = self._deltas(item.bank)
+                row.rows = item.rows.data_ptr()
+                row.scalings = scalings.data_ptr()
+                row.num_rows, row.num_layers, row.num_experts = scalings.shape
+            work.num_banks, work.banks = len(adapters), ctypes.addressof(banks)
+        if self.compiled.code.lx_run(program.pointer, self.compiled.pointer, byref(work)):
+            raise MemoryError(f"there is no memory left for a pass of {work.num_rows} rows")
+
+    def prepare(self, bank: AdapterBank) -> None:
+        """Write a bank's deltas down in the order that passes read them in; any thread, before the bank is used."""
+        self._deltas(bank)
+
+    def _deltas(self, bank: AdapterBank) -> c_void_p:
+        """The bank's deltas by number of the linear layer; written down once."""
+        if bank not in self._banks:
+            table = (_Delta * len(self._linears))()
+            kept: list[object] = [table]
+            dtype = torch.float32 if self.compiled.exact else torch.float16
+            room = self.compiled.room(sum(d.a.numel() + d.b.numel() for d in bank.deltas.values()), dtype)
+            # In the order in which a pass reads them.
+            for path, delta in sorted(bank.deltas.items(), key=lambda item: self._linears[item[0]]):
+                a, room, factor_of_a = _placed(delta.a, room)
+                b, room, factor_of_b = _placed(delta.b.t(), room)
+                base_factor = None if delta.base_factor is None else delta.base_factor.float().contiguous()
+                kept += [a, b, base_factor, delta]
+                table[self._linears[path]] = _Delta(
+                    a.data_ptr(),
+                    b.data_ptr(),
+                    delta.expert_of_rank.data_ptr(),
+                    None if base_factor is None else base_factor.data_ptr(),
+                    a.shape[0],
+                    bank.scaling_rows.get(path, 0),
+                    1.0 / (factor_of_a * factor_of_b),
+                    dtype == torch.float16,
+                )
+            self._banks[bank] = (kept, c_void_p(ctypes.addressof(table)))
+        return self._banks[bank][1]
+
+
+def _placed(matrix: Tensor, room: Tensor) -> tuple[Tensor, Tensor, float]:
+    """A matrix at the beginning of some room, what is left of the room, and the power of two it was multiplied by.
+
+    Halves keep 11 bits of a number, three more than bfloat16; the largest is brought near 2^8, so that numbers down to
+    2^-22 of it keep them all. What passes read of adapters is so halved: most of what many of them in a batch cost.
+    """
+    wide = matrix.float()
+    largest = float(wide.abs().max()) if wide.numel() else 0.0
+    factor = 1.0
+    if room.dtype == torch.float16 and 0.0 < largest < float("inf"):
+        factor = 2.0 ** (8 - math.frexp(largest)[1])
+    placed = room[: matrix.numel()].view(matrix.shape)
+    placed.copy_(wide * factor if factor != 1.0 else wide)
+    return placed, room[matrix.numel() :], factor

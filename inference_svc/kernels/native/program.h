@@ -1,0 +1,164 @@
+// A recorded model: a list of operations on values.
+//
+// A value is a matrix of rows [num_tokens, width] in a buffer whose rows are `stride` floats apart; buffers are reused once
+// nobody reads their value any more. Widths that are reduced over are multiples of 16.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "adapters.h"
+#include "attention.h"
+#include "memory.h"
+#include "products.h"
+#include "quantized.h"
+#include "vector.h"
+#include "wide_products.h"
+
+namespace loramux {
+
+
+constexpr int64_t MOST_MATRICES = 8;  // of one operation
+
+enum Kind : int32_t { EMBED, LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, SILU, GELU, GELU_TANH, ADD, SOFTCAP };
+
+struct Matrix {  // of a linear layer
+    int32_t type;
+    const uint8_t* data;  // as in the file
+    int64_t out_features, in_features, row_bytes;
+    const Packed* packed;  // null: products in float32
+    const float* bias;     // or null
+    int64_t index;         // of the linear layer: where a bank keeps its delta
+    int32_t out;           // value
+
+    int64_t tiles() const { return (out_features + 15) / 16; }
+};
+
+struct Operation {
+    explicit Operation(int32_t kind) : kind(static_cast<Kind>(kind)) {}
+
+    Kind kind;
+    int32_t inputs[3] = {-1, -1, -1};
+    int32_t output = -1;
+    std::vector<Matrix> matrices;  // LINEAR: all that read the same value
+    // LINEAR: tiles of 16 outputs as (matrix, tile), by where they are in their matrix: a thread's part of the list is the
+    // same part of every matrix's columns, and the operations that follow find them in its cache.
+    std::vector<std::pair<int32_t, int64_t>> tiles;
+    Matrix table = {};             // EMBED
+    const float* weight = nullptr;
+    const float* bias = nullptr;
+    const float* cosines = nullptr;  // ROTARY: [positions, half]
+    const float* sines = nullptr;
+    int64_t half = 0, head_dim = 0, layer = 0;
+    float number = 0.0f;  // eps, scale of an embedding, limit of a soft cap
+    AttentionShape shape = {};
+};
+
+struct Value {
+    int64_t width = 0, stride = 0, offset = 0;
+    int32_t buffer = -1;
+    int32_t parent = -1;  // of a split: its buffer is the parent's
+};
+
+struct Pass {  // as in the Python side
+    int64_t num_rows;
+    const int64_t* token_ids;
+    const int64_t* positions;
+    const int64_t* slots;
+    int64_t num_segments;
+    const Segment* segments;
+    int64_t num_banks;
+    const BankRows* banks;
+    void* keys;  // [num_layers][num_blocks * BLOCK * num_kv_heads * head_dim]
+    void* values;
+    int64_t layer_size;  // elements of a layer's keys
+    int32_t half_cache;
+    const float* input;  // rows of value 0, if the program has an input
+    float* output;       // [num_rows, width of the result]
+};
+
+struct PlannedDelta {  // of one bank for one matrix of an operation
+    int64_t matrix, bank;
+    int64_t first_block;  // of ranks
+    int64_t first_float;  // of its low-rank products
+};
+typedef std::vector<PlannedDelta> DeltaPlan;
+
+struct Program {
+    std::vector<Operation> operations;
+    std::vector<Value> values;
+    int32_t input = -1, result = -1;
+    std::vector<Buffer<float>> buffers;
+    // Working memory of a pass.
+    Rounded rounded[2];  // for 4-bit codes, for 8-bit codes
+    Wide wide;
+    std::vector<QueryTile> tiles;
+    Buffer<float> partials, low;
+    int64_t num_attention_items = 0;
+
+    int32_t new_value(int64_t width) {
+        Value value;
+        value.width = width;
+        // An odd number of cache lines: a column of many rows would otherwise fall into very few sets of the cache.
+        value.stride = ((width + LANES - 1) / LANES | 1) * LANES;
+        values.push_back(value);
+        return static_cast<int32_t>(values.size()) - 1;
+    }
+
+    float* at(int32_t value) {
+        const Value& v = values[value];
+        return buffers[v.buffer].data() + v.offset;
+    }
+
+    int32_t root(int32_t value) const { return values[value].parent < 0 ? value : root(values[value].parent); }
+
+    static void order_tiles(Operation& operation) {
+        for (size_t m = 0; m < operation.matrices.size(); m++)
+            for (int64_t tile = 0; tile < operation.matrices[m].tiles(); tile++) operation.tiles.emplace_back(m, tile);
+        std::stable_sort(operation.tiles.begin(), operation.tiles.end(), [&](const auto& a, const auto& b) {
+            return a.second * operation.matrices[b.first].tiles() < b.second * operation.matrices[a.first].tiles();
+        });
+    }
+
+    // Gives each value a buffer; a buffer is free again after its value's last reader.
+    void finish(int32_t result_value) {
+        result = result_value;
+        for (Operation& operation : operations) order_tiles(operation);
+        std::vector<int64_t> last(values.size(), -1);
+        const int64_t count = static_cast<int64_t>(operations.size());
+        for (int64_t i = 0; i < count; i++)
+            for (const int32_t input_value : operations[i].inputs)
+                if (input_value >= 0) last[root(input_value)] = i;
+        last[root(result)] = count;
+        std::vector<int64_t> widths;
+        std::vector<int32_t> free;
+        auto give = [&](int32_t value) {
+            Value& v = values[value];
+            int32_t chosen = -1;
+            for (const int32_t buffer : free)
+                if (chosen < 0 || std::abs(widths[buffer] - v.stride) < std::abs(widths[chosen] - v.stride)) chosen = buffer;
+            if (chosen < 0) {
+                chosen = static_cast<int32_t>(widths.size());
+                widths.push_back(0);
+            } else {
+                free.erase(std::find(free.begin(), free.end(), chosen));
+            }
+            widths[chosen] = std::max(widths[chosen], v.stride);
+            v.buffer = chosen;
+        };
+        if (input >= 0) give(input);
+        for (int64_t i = 0; i < count; i++) {
+            Operation& operation = operations[i];
+            if (operation.output >= 0) give(operation.output);
+            for (Matrix& matrix : operation.matrices) give(matrix.out);
+            for (size_t value = 0; value < values.size(); value++)
+                if (last[value] == i && values[value].parent < 0) free.push_back(values[value].buffer);
+        }
+        for (Value& value : values)
+            if (value.parent >= 0) value.buffer = values[root(static_cast<int32_t>(&value - values.data()))].buffer;
+        buffers = std::vector<Buffer<float>>(widths.size());
+        buffer_widths = widths;
+    }
+    std::vector<int64_t> buffer_widths;
+};
+
+}  // namespace loramux

@@ -1,0 +1,392 @@
+// Runs a program over the rows of a pass: all threads walk the list of operations together and share the work of each.
+#pragma once
+#include <algorithm>
+#include <chrono>
+
+#include "float_products.h"
+#include "program.h"
+#include "threads.h"
+
+namespace loramux {
+
+#if defined(LORAMUX_PROFILE)
+double profile[16];  // seconds by kind of operation, of the first thread
+extern "C" double* lx_profile() { return profile; }
+#endif
+
+class Runner {
+  public:
+    Runner(Program& program, Threads& threads, const Pass& pass, bool invariant)
+        : p(program), t(threads), pass(pass), invariant(invariant) {}
+
+    void prepare() {
+        for (size_t i = 0; i < p.buffers.size(); i++) {
+            p.buffers[i].reserve(pass.num_rows * p.buffer_widths[i]);
+        }
+        if (p.input >= 0) {
+            const Value& value = p.values[p.input];
+            for (int64_t row = 0; row < pass.num_rows; row++)
+                std::memcpy(p.at(p.input) + row * value.stride, pass.input + row * value.width, value.width * sizeof(float));
+        }
+        reserve_low_rank();
+        for (const Operation& operation : p.operations)
+            if (operation.kind == ATTENTION) return plan_tiles(operation.shape);
+    }
+
+    void run([[maybe_unused]] int thread) {
+        const bool tiles = pass.num_rows >= ROWS_FOR_MATRIX_TILES;
+        if (is_wide())
+            begin_wide_tiles();
+        else if (tiles)
+            begin_matrix_tiles();
+#if defined(LORAMUX_PROFILE)
+        for (const Operation& operation : p.operations) {
+            const auto start = std::chrono::steady_clock::now();
+            step(operation);
+            profile[thread == 0 ? operation.kind : 15] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        }
+#else
+        for (const Operation& operation : p.operations) step(operation);
+#endif
+        copy_out();
+        if (tiles) end_matrix_tiles();
+    }
+
+  private:
+    Program& p;
+    Threads& t;
+    const Pass& pass;
+    const bool invariant;
+
+    void reserve_low_rank() {
+        int64_t most = 0;
+        for (const Operation& operation : p.operations) {
+            int64_t floats = 0;
+            for (const Matrix& matrix : operation.matrices)
+                for (int64_t b = 0; b < pass.num_banks; b++) {
+                    const Delta& delta = pass.banks[b].deltas[matrix.index];
+                    if (delta.a) floats += delta.rank * pass.banks[b].num_rows;
+                }
+            most = std::max(most, floats);
+        }
+        if (most) p.low.reserve(most);
+    }
+
+    // Cuts the rows into tiles; all layers have the same heads.
+    void plan_tiles(const AttentionShape& shape) {
+        p.tiles.clear();
+        p.num_attention_items = 0;
+        int64_t num_partials = 0;
+        const int64_t most = rows_per_tile(shape);
+        for (int64_t s = 0; s < pass.num_segments; s++) {
+            const Segment& segment = pass.segments[s];
+            for (int64_t first = 0; first < segment.num_rows; first += most) {
+                const int64_t count = std::min(most, segment.num_rows - first);
+                const int64_t chunks = (segment.first_position + first + count + CHUNK - 1) / CHUNK;
+                p.tiles.push_back({&segment, first, count, chunks, num_partials, p.num_attention_items});
+                num_partials += count * shape.num_heads * chunks;
+                p.num_attention_items += chunks * shape.num_kv_heads;
+            }
+        }
+        p.partials.reserve(num_partials * (shape.head_dim + 2));
+    }
+
+    void step(const Operation& o) {
+        switch (o.kind) {
+            case EMBED: return embed(o);
+            case LINEAR: return linear(o);
+            case RMS_NORM: case LAYER_NORM: return norm(o);
+            case ROTARY: return rotary(o);
+            case ATTENTION: return attention(o);
+            default: return elementwise(o);
+        }
+    }
+
+    float* row_of(int32_t value, int64_t row) { return p.at(value) + row * p.values[value].stride; }
+
+    void embed(const Operation& o) {
+        t.share(pass.num_rows, 1, [&](int64_t first, int64_t end) {
+            for (int64_t row = first; row < end; row++) {
+                float* out = row_of(o.output, row);
+                unpack_row(o.table.type, o.table.data + pass.token_ids[row] * o.table.row_bytes, o.table.in_features, out);
+                if (o.number != 1.0f)
+                    for (int64_t i = 0; i < o.table.in_features; i++) out[i] *= o.number;
+            }
+        });
+    }
+
+    void norm(const Operation& o) {
+        const int64_t width = p.values[o.output].width;
+        t.share(pass.num_rows, 1, [&](int64_t first, int64_t end) {
+            for (int64_t row = first; row < end; row++) {
+                const float* x = row_of(o.inputs[0], row);
+                float* out = row_of(o.output, row);
+                float mean = 0.0f;
+                if (o.kind == LAYER_NORM) {
+                    Vector total = {};
+                    for (int64_t i = 0; i < width; i += LANES) total += load(x + i);
+                    mean = sum(total) / static_cast<float>(width);
+                }
+                Vector squares = {};
+                for (int64_t i = 0; i < width; i += LANES) {
+                    const Vector centered = load(x + i) - mean;
+                    squares = fma(centered, centered, squares);
+                }
+                const float factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + o.number);
+                for (int64_t i = 0; i < width; i += LANES) {
+                    const Vector y = (load(x + i) - mean) * factor * load(o.weight + i);
+                    store(out + i, o.bias ? y + load(o.bias + i) : y);
+                }
+            }
+        });
+    }
+
+    void rotary(const Operation& o) {
+        share_pieces(p.values[o.output].width / o.head_dim, [&](int64_t row, int64_t first, int64_t end) {
+            const float* cosines = o.cosines + pass.positions[row] * o.half;
+            const float* sines = o.sines + pass.positions[row] * o.half;
+            for (int64_t head = first; head < end; head++) {
+                const float* x = row_of(o.inputs[0], row) + head * o.head_dim;
+                float* out = row_of(o.output, row) + head * o.head_dim;
+                for (int64_t i = 0; i < o.half; i++) {
+                    const float a = x[i], b = x[i + o.half];
+                    out[i] = a * cosines[i] - b * sines[i];
+                    out[i + o.half] = b * cosines[i] + a * sines[i];
+                }
+                for (int64_t i = 2 * o.half; i < o.head_dim; i++) out[i] = x[i];
+            }
+        });
+    }
+
+    static Vector activated(Kind kind, Vector x) {
+        if (kind == SILU) return x / (exp(-x) + 1.0f);
+        if (kind == GELU_TANH) return x * 0.5f * (tanh((x + x * x * x * 0.044715f) * 0.7978845608028654f) + 1.0f);
+        Vector result;
+        for (int i = 0; i < LANES; i++) result[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.7071067811865476f));
+        return result;
+    }
+
+    void elementwise(const Operation& o) {
+        constexpr int64_t piece = 128;
+        const int64_t width = (p.values[o.output].width + LANES - 1) / LANES * LANES;
+        share_pieces((width + piece - 1) / piece, [&](int64_t row, int64_t first, int64_t end) {
+            const float* x = row_of(o.inputs[0], row);
+            const float* y = o.inputs[1] < 0 ? nullptr : row_of(o.inputs[1], row);
+            float* out = row_of(o.output, row);
+            for (int64_t i = first * piece; i < std::min(end * piece, width); i += LANES) {
+                const Vector a = load(x + i);
+                Vector value;
+                if (o.kind == ADD)
+                    value = a + load(y + i);
+                else if (o.kind == SOFTCAP)
+                    value = tanh(a * (1.0f / o.number)) * o.number;
+                else
+                    value = y ? activated(o.kind, a) * load(y + i) : activated(o.kind, a);
+                store(out + i, value);
+            }
+        });
+    }
+
+    // With many rows a thread takes a part of the rows through all operations; with few, a part of the columns.
+    bool by_rows() const { return pass.num_rows >= 2 * ROWS * t.count(); }
+
+    // A program with an input is the head: what it loses would be lost in the logits at once.
+    bool is_wide() const { return by_rows() && !invariant && p.input < 0 && has_wide_products(); }
+
+    // Calls body(row, first piece, last piece) for all rows and pieces of columns.
+    template <typename Body>
+    void share_pieces(int64_t pieces, const Body& body) {
+        if (by_rows())
+            return t.share(pass.num_rows, 4, [&](int64_t first, int64_t end) {
+                for (int64_t row = first; row < end; row++) body(row, 0, pieces);
+            });
+        t.share(pieces * pass.num_rows, 4, [&](int64_t first, int64_t end) {
+            for (int64_t item = first; item < end; item++) body(item % pass.num_rows, item / pass.num_rows, item / pass.num_rows + 1);
+        });
+    }
+
+    void linear(const Operation& o) {
+        const int32_t input = o.inputs[0];
+        const float* x = p.at(input);
+        const int64_t x_stride = p.values[input].stride, columns = o.matrices[0].in_features;
+        if (is_wide()) {
+            t.once([&] { p.wide.resize(pass.num_rows, columns); });
+            share_pieces(columns / 32, [&](int64_t row, int64_t first, int64_t end) {
+                widen_steps(x + row * x_stride, row, first, end, p.wide);
+            });
+        }
+        for (const int bits : {4, 8}) {
+            if (is_wide()) break;
+            bool is_read = false;
+            for (const Matrix& matrix : o.matrices) is_read = is_read || (matrix.packed && matrix.packed->bits == bits);
+            if (!is_read) continue;
+            Rounded& rounded = p.rounded[bits / 8];
+            t.once([&] { rounded.resize(pass.num_rows, columns); });
+            constexpr int64_t steps = 4;  // in a piece
+            share_pieces((columns / 32 + steps - 1) / steps, [&](int64_t row, int64_t first, int64_t end) {
+                round_steps(bits, x + row * x_stride, row, first * steps, std::min(end * steps, columns / 32), rounded);
+            });
+        }
+        // Items: tiles of 16 outputs of all matrices, for each part of the rows; then blocks of ranks of all deltas.
+        const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = by_rows() ? t.count() : 1;
+        const int64_t blocks = (pass.num_rows + ROWS - 1) / ROWS, num_products = num_tiles * parts;
+        static thread_local DeltaPlan plan;
+        const int64_t num_items = num_products + plan_deltas(o, plan);
+        t.share(num_items, grain(num_items), [&](int64_t first, int64_t end) {
+            for (int64_t item = first; item < end; item++) {
+                if (item >= num_products) {
+                    ranks_of(o, plan, item - num_products, x, x_stride);
+                    continue;
+                }
+                const auto& [matrix, tile] = o.tiles[item % num_tiles];
+                const int64_t part = item / num_tiles;
+                multiply(o.matrices[matrix], tile, x, x_stride, blocks * part / parts * ROWS,
+                         std::min(blocks * (part + 1) / parts * ROWS, pass.num_rows));
+            }
+        });
+        if (num_items > num_products) add_deltas(o, plan);
+    }
+
+    // Items in a piece: few enough pieces that taking one costs nothing, enough that nobody waits for long.
+    int64_t grain(int64_t num_items) const { return std::max<int64_t>(1, num_items / (8 * t.count())); }
+
+    void multiply(const Matrix& matrix, int64_t tile, const float* x, int64_t x_stride, int64_t first_row, int64_t end_row) {
+        const Output output{p.at(matrix.out), p.values[matrix.out].stride, matrix.bias};
+        if (matrix.packed && is_wide()) {
+            if (tile % 2 == 0) wide_product(*matrix.packed, tile, p.wide, first_row, end_row, output);
+            return;
+        }
+        if (matrix.packed)
+            return rounded_product_tile(*matrix.packed, tile, p.rounded[matrix.packed->bits / 8], first_row, end_row, output);
+        for (int64_t first = tile * 16; first < std::min(tile * 16 + 16, matrix.out_features); first += 4) {
+            const int count = static_cast<int>(std::min<int64_t>(4, matrix.out_features - first));
+            float_product(matrix.type, matrix.data, matrix.row_bytes, matrix.in_features, first, count, x, x_stride, first_row,
+                          end_row, output);
+        }
+    }
+
+    // Writes down where each bank's low-rank products of each matrix go; gives the number of blocks of ranks. Every thread
+    // has a plan of its own, and all are the same: that costs less than to wait for one.
+    int64_t plan_deltas(const Operation& o, DeltaPlan& plan) const {
+        plan.clear();
+        int64_t blocks = 0, floats = 0;
+        for (size_t m = 0; m < o.matrices.size(); m++)
+            for (int64_t b = 0; b < pass.num_banks; b++) {
+                const Delta& delta = pass.banks[b].deltas[o.matrices[m].index];
+                if (!delta.a) continue;
+                plan.push_back({static_cast<int64_t>(m), b, blocks, floats});
+                blocks += (delta.rank + RANKS - 1) / RANKS;
+                floats += pass.banks[b].num_rows * delta.rank;
+            }
+        return blocks;
+    }
+
+    void ranks_of(const Operation& o, const DeltaPlan& plan, int64_t item, const float* x, int64_t x_stride) {
+        const auto after = std::upper_bound(plan.begin(), plan.end(), item,
+                                            [](int64_t value, const PlannedDelta& planned) { return value < planned.first_block; });
+        const PlannedDelta& planned = *(after - 1);
+        const Matrix& matrix = o.matrices[planned.matrix];
+        const BankRows& bank = pass.banks[planned.bank];
+        low_rank(bank, bank.deltas[matrix.index], (item - planned.first_block) * RANKS, matrix.in_features, x, x_stride,
+                 p.low.data() + planned.first_float);
+    }
+
+    void add_deltas(const Operation& o, const DeltaPlan& plan) {
+        int64_t counts[MOST_MATRICES + 1] = {0};
+        const int64_t num_matrices = static_cast<int64_t>(o.matrices.size());
+        for (int64_t m = 0; m < num_matrices; m++) counts[m + 1] = counts[m] + (o.matrices[m].out_features + OUTPUTS - 1) / OUTPUTS;
+        t.share(counts[num_matrices], grain(counts[num_matrices]), [&](int64_t first_item, int64_t end) {
+            static thread_local Buffer<float> copies;
+            for (int64_t item = first_item; item < end; item++) {
+                int64_t m = 0;
+                while (item >= counts[m + 1]) m++;
+                const Matrix& matrix = o.matrices[m];
+                const int64_t first = (item - counts[m]) * OUTPUTS;
+                float* y = p.at(matrix.out);
+                const int64_t y_stride = p.values[matrix.out].stride;
+                const float* base = copy_of_base(matrix, plan, m, first, copies);
+                for (const PlannedDelta& planned : plan) {
+                    if (planned.matrix != m) continue;
+                    const Delta& delta = pass.banks[planned.bank].deltas[matrix.index];
+                    add_delta(pass.banks[planned.bank], delta, p.low.data() + planned.first_float, first, matrix.out_features,
+                              base, y, y_stride);
+                }
+            }
+        });
+    }
+
+    // W x of OUTPUTS outputs of all rows, if a DoRA needs it: what the base says, before any adapter changes it.
+    const float* copy_of_base(const Matrix& matrix, const DeltaPlan& plan, int64_t m, int64_t first, Buffer<float>& copies) {
+        bool has_dora = false;
+        for (const PlannedDelta& planned : plan)
+            has_dora = has_dora || (planned.matrix == m && pass.banks[planned.bank].deltas[matrix.index].base_factor);
+        if (!has_dora) return nullptr;
+        const int64_t count = std::min(OUTPUTS, matrix.out_features - first), y_stride = p.values[matrix.out].stride;
+        float* base = copies.reserve(pass.num_rows * OUTPUTS);
+        for (int64_t row = 0; row < pass.num_rows; row++)
+            for (int64_t n = 0; n < count; n++)
+                base[row * OUTPUTS + n] =
+                    p.at(matrix.out)[row * y_stride + first + n] - (matrix.bias ? matrix.bias[first + n] : 0.0f);
+        return base;
+    }
+
+    void attention(const Operation& o) {
+        if (pass.half_cache)
+            attend(o, static_cast<half_t*>(pass.keys) + o.layer * pass.layer_size, static_cast<half_t*>(pass.values) + o.layer * pass.layer_size);
+        else
+            attend(o, static_cast<float*>(pass.keys) + o.layer * pass.layer_size, static_cast<float*>(pass.values) + o.layer * pass.layer_size);
+    }
+
+    template <typename T>
+    void attend(const Operation& o, T* keys, T* values) {
+        const AttentionShape& shape = o.shape;
+        const int64_t partial_size = shape.head_dim + 2;
+        t.share(pass.num_rows, 4, [&](int64_t first, int64_t end) {
+            for (int64_t row = first; row < end; row++)
+                write_cache(shape, pass.slots[row], row_of(o.inputs[1], row), row_of(o.inputs[2], row), keys, values);
+        });
+        const float* q = p.at(o.inputs[0]);
+        const int64_t q_stride = p.values[o.inputs[0]].stride;
+        const int64_t num_tiles = static_cast<int64_t>(p.tiles.size());
+        t.share(p.num_attention_items, 1, [&](int64_t first_item, int64_t end) {
+            for (int64_t item = first_item; item < end; item++) {
+                const QueryTile& tile = p.tiles[tile_of(item)];
+                const int64_t within = item - tile.first_item;
+                attend_chunk(shape, tile, within % shape.num_kv_heads, within / shape.num_kv_heads, q, q_stride, keys, values,
+                             p.partials.data(), partial_size);
+            }
+        });
+        t.share(num_tiles, 2, [&](int64_t first, int64_t end) {
+            for (int64_t index = first; index < end; index++) join(o, p.tiles[index], partial_size);
+        });
+    }
+
+    void join(const Operation& o, const QueryTile& tile, int64_t partial_size) {
+        for (int64_t row = 0; row < tile.num_rows; row++)
+            for (int64_t head = 0; head < o.shape.num_heads; head++) {
+                const int64_t partial = tile.first_partial + (row * o.shape.num_heads + head) * tile.num_chunks;
+                join_chunks(p.partials.data() + partial * partial_size, partial_size, tile.num_chunks, o.shape.head_dim,
+                            row_of(o.output, tile.segment->first_row + tile.first + row) + head * o.shape.head_dim);
+            }
+    }
+
+    // The tile that an item of attention belongs to; an item is one chunk for one kv head.
+    int64_t tile_of(int64_t item) const {
+        int64_t low = 0, high = static_cast<int64_t>(p.tiles.size());
+        while (high - low > 1) {
+            const int64_t middle = (low + high) / 2;
+            (p.tiles[middle].first_item <= item ? low : high) = middle;
+        }
+        return low;
+    }
+
+    void copy_out() {
+        const Value& value = p.values[p.result];
+        t.share(pass.num_rows, 4, [&](int64_t first, int64_t end) {
+            for (int64_t row = first; row < end; row++)
+                std::memcpy(pass.output + row * value.width, row_of(p.result, row), value.width * sizeof(float));
+        });
+    }
+};
+
+}  // namespace loramux
