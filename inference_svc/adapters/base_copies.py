@@ -8,12 +8,12 @@ another base model, is not.
 from __future__ import annotations
 
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from torch import Tensor
 
 from inference_svc.adapters.base_model import BaseModelShape
 from inference_svc.adapters.dora import PIECE
-from inference_svc.weights.quantization import QuantizedTensor
+from inference_svc.weights.quantization import QuantizedTensor, bits_of
 
 # The largest relative error of a row that packing may have made, by bits a weight from this many on. Measured on the
 # weights of SmolLM2-135M (median and worst row over its embedding and four kinds of layers): 16 bits 0.002 and 0.002,
@@ -31,15 +31,16 @@ def copy_problem(path: str, copy: Tensor, base: BaseModelShape) -> str | None:
         return "is the weight of a module that no adapter can change"
     if tuple(copy.shape) != weight.shape:
         return f"is a base weight of shape {list(copy.shape)}, the base model's is {list(weight.shape)}: it was resized"
-    row = _first_row_off(weight, copy.to(base.device), bar_of(weight.quantization))
+    row = _first_row_off(weight, copy.to(base.device), bar_of(weight.precision))
     return None if row is None else f"is a base weight that differs from the base model's own at row {row}"
 
 
 def bar_of(quantization: GGMLQuantizationType) -> float:
     """How far a row may be off that was packed in this type, relative to its norm."""
-    block, nbytes = GGML_QUANT_SIZES[quantization]
     # Q5_1 and Q4_1 spend half a bit on a minimum, and have no more levels than Q5_0 and Q4_0.
-    bits = 8 * nbytes / block - {GGMLQuantizationType.Q5_1: 0.5, GGMLQuantizationType.Q4_1: 0.5}.get(quantization, 0.0)
+    bits = bits_of(quantization) - {GGMLQuantizationType.Q5_1: 0.5, GGMLQuantizationType.Q4_1: 0.5}.get(
+        quantization, 0.0
+    )
     return next(bar for least, bar in BARS if bits >= least)
 
 

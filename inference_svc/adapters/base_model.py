@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from inference_svc.weights.quantization import QuantizedTensor
+from inference_svc.weights.quantization import QuantizedTensor, bits_of
 
 # Where adapters may sit on a quantized base, with the reference system's own lists in its own order. It has none for
 # other architectures: there every linear layer may be adapted, quantized or not.
@@ -86,10 +86,11 @@ class BaseModelShape:
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Of the linear layers, head apart: what their packed weights take; None if they are not known."""
+        """Of the linear layers, head apart: what their weights take as they are packed; None if they are not known."""
         packed = [self.weights[path] for path in self.linear_shapes if path != "lm_head" and path in self.weights]
-        count = sum(tensor.shape[0] * tensor.shape[1] for tensor in packed)
-        return 8 * sum(tensor.nbytes for tensor in packed) / count if count else None
+        counts = [tensor.shape[0] * tensor.shape[1] for tensor in packed]
+        bits = sum(count * bits_of(tensor.precision) for tensor, count in zip(packed, counts, strict=True))
+        return bits / sum(counts) if counts else None
 
     def is_another_model(self, model_id: str) -> bool:
         """True if both ids are known, neither is a local path, and they differ (case counts)."""

@@ -140,7 +140,8 @@ def open_base_model(
     choice = choose_kernels(kernels, target, batch_invariant=batch_invariant)
 
     def opened(source: ModelSource, hub_id: str | None) -> OpenedModel:
-        loader = WeightLoader(source, quantize=quantize, device=target, on_progress=on_progress)
+        exact = choice.name != "native" and choice.dtype == torch.float32
+        loader = WeightLoader(source, quantize=quantize, exact=exact, device=target, on_progress=on_progress)
         check_tensors(loader)
         name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or hub_id or ""
         return OpenedModel(source, loader, read_config(loader), name, target, choice)
@@ -184,6 +185,6 @@ def shape_of(checkpoint: Checkpoint, base_model_id: str, dtype: torch.dtype = to
 
 
 def most_common_quantization(checkpoint: Checkpoint) -> str:
-    """The type of most of the packed tensors, for instance `Q4_1`."""
+    """The type of most of the matrices, for instance `Q4_1`; if they are unpacked, the one they were packed in."""
     packed = [tensor for tensor in checkpoint.tensors.values() if isinstance(tensor, QuantizedTensor)]
-    return str(Counter(tensor.quantization.name for tensor in packed).most_common(1)[0][0])
+    return str(Counter(tensor.precision.name for tensor in packed).most_common(1)[0][0])

@@ -21,7 +21,6 @@ from inference_svc.weights.k_quantizers import K_QUANTIZERS
 from inference_svc.weights.source import SourceEntry, TensorSource
 
 FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
-LARGEST = 65504.0  # what a scale of float16 can hold
 
 _LAYER = re.compile(r"(?:^blk|\.layers)\.(\d+)\.")
 # Names in GGUF, then in Hugging Face checkpoints of the supported architectures.

@@ -16,12 +16,17 @@ from pathlib import Path
 
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from torch import Tensor
 
 from inference_svc.weights.errors import MalformedFile, UnsupportedFile
-from inference_svc.weights.in_situ import FLOAT_TYPES, LARGEST, Scheme, chosen_types, pack
+from inference_svc.weights.in_situ import FLOAT_TYPES, Scheme, chosen_types, pack
 from inference_svc.weights.opening import ModelSource
-from inference_svc.weights.quantization import QuantizedTensor, is_supported, stays_packed
+from inference_svc.weights.quantization import (
+    QuantizedTensor,
+    from_floats,
+    is_supported,
+    largest_value,
+    type_in_memory,
+)
 from inference_svc.weights.source import SourceFormat
 from inference_svc.weights.stored_tensor import StoredTensor
 
@@ -49,8 +54,7 @@ class LoadedEntry:
 class WeightLoader:
     """A TensorSource over the files of a model that packs anew what is to be packed anew.
 
-    Types that no kernel reads packed (IQ1_S to IQ4_XS, TQ1_0 and the like) are unpacked to float16, once: rounding to
-    its 11 bits moves a weight by less than 2^-11 of itself, a tenth and less of what the packing itself has moved it.
+    Types that no kernel reads packed (IQ1_S to IQ3_S, TQ1_0 and the like) are unpacked once, see `type_in_memory`.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class WeightLoader:
         files: ModelSource,
         *,
         quantize: Scheme | None = None,
+        exact: bool = True,
         device: torch.device | None = None,
         on_progress: Observer | None = None,
     ) -> None:
@@ -66,6 +71,7 @@ class WeightLoader:
         Args:
             files: opened and checked.
             quantize: what float matrices are packed into.
+            exact: what is unpacked keeps every value, however much memory that takes.
             device: where the tensors go; None: the CPU.
             on_progress: called after each piece that was read.
 
@@ -82,7 +88,7 @@ class WeightLoader:
         if quantize is not None:
             _refuse_packed(files, quantize)
             own = chosen_types(files, quantize)
-        types = {name: kind if stays_packed(kind) else GGMLQuantizationType.F16 for name, kind in own.items()}
+        types = {name: type_in_memory(kind, exact=exact) for name, kind in own.items()}
         self._entries = {name: LoadedEntry(name, entry.shape, types[name]) for name, entry in files.entries.items()}
 
     @property
@@ -140,23 +146,26 @@ class WeightLoader:
         rows, columns = unread.shape
         data = torch.empty((rows, columns // block * block_bytes), dtype=torch.uint8)
         step = max(1, PIECE // columns)
+        limit = largest_value(quantization)
 
         def pack_rows(first: int) -> int:
             piece = unread.part(first, step)
             values = piece.dequantize()
             largest = float(values.abs().max())
-            if not largest <= LARGEST:  # nor if it is NaN
+            if not largest <= limit:  # nor if it is NaN
                 raise MalformedFile(
                     str(stored.file.path),
-                    f"tensor {stored.name!r} holds {largest}, and {quantization.name} no more than {LARGEST}",
+                    f"tensor {stored.name!r} holds {largest}, and {quantization.name} no more than {limit}",
                 )
-            data[first : first + len(values)] = _as(values, quantization)
+            as_bytes = from_floats if quantization in FLOAT_TYPES else pack
+            data[first : first + len(values)] = as_bytes(values, quantization)
             return piece.nbytes
 
         with one_core_threads() as threads:
             for nbytes in threads.map(pack_rows, range(0, rows, step)):
                 self._advance(nbytes)
-        return QuantizedTensor(data, quantization, unread.shape)
+        precision = stored.quantization if quantization in FLOAT_TYPES else quantization
+        return QuantizedTensor(data, quantization, unread.shape, precision=precision)
 
     def _advance(self, nbytes: int) -> None:
         self._done += nbytes
@@ -178,12 +187,6 @@ def one_core_threads() -> Iterator[ThreadPoolExecutor]:
     finally:
         threads.shutdown(cancel_futures=True)
         torch.set_num_threads(num_threads)  # what a thread sets is what later threads begin with
-
-
-def _as(values: Tensor, quantization: GGMLQuantizationType) -> Tensor:
-    if quantization is GGMLQuantizationType.F16:
-        return values.half().view(torch.uint8)
-    return pack(values, quantization)
 
 
 def _refuse_unknown_types(files: ModelSource) -> None:

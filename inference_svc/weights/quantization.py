@@ -11,6 +11,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
+from inference_svc.weights.iq4_quants import IQ4_QUANTS
 from inference_svc.weights.k_quants import K_QUANTS
 
 _PLAIN = {
@@ -18,11 +19,47 @@ _PLAIN = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+# Of the types that are unpacked, those whose values half a float can hold: scales have few bits, or codes only a sign.
+_SMALL = {
+    GGMLQuantizationType.TQ1_0: GGMLQuantizationType.F16,
+    GGMLQuantizationType.TQ2_0: GGMLQuantizationType.F16,
+    GGMLQuantizationType.MXFP4: GGMLQuantizationType.BF16,
+    GGMLQuantizationType.NVFP4: GGMLQuantizationType.BF16,
+}
 
 
 def stays_packed(quantization: GGMLQuantizationType) -> bool:
     """Tensors of the type are kept as they are in the file; others are unpacked once, when they are loaded."""
     return quantization in _PLAIN or quantization in _UNPACKERS
+
+
+def type_in_memory(quantization: GGMLQuantizationType, *, exact: bool) -> GGMLQuantizationType:
+    """What a tensor of the type is once it is loaded: itself, or a float type that it is unpacked to.
+
+    Args:
+        quantization: in the file.
+        exact: every value stays as it is; else float16 may round it to 11 bits, which is less than 2^-11 of itself, a
+            tenth and less of what the packing has moved it.
+    """
+    if stays_packed(quantization):
+        return quantization
+    return _SMALL.get(quantization, GGMLQuantizationType.F32 if exact else GGMLQuantizationType.F16)
+
+
+def bits_of(quantization: GGMLQuantizationType) -> float:
+    """Bits that a value takes in the type, scales included."""
+    block, block_bytes = GGML_QUANT_SIZES[quantization]
+    return float(8 * block_bytes / block)
+
+
+def largest_value(quantization: GGMLQuantizationType) -> float:
+    """The largest number that a tensor of the type can hold; packed types have scales of float16."""
+    return torch.finfo(_PLAIN.get(quantization, torch.float16)).max
+
+
+def from_floats(values: Tensor, quantization: GGMLQuantizationType) -> Tensor:
+    """float32 [rows, columns] -> uint8 [rows, row_bytes] of a float type."""
+    return values.to(_PLAIN[quantization]).view(torch.uint8)
 
 
 def is_supported(quantization: GGMLQuantizationType) -> bool:
@@ -64,7 +101,7 @@ class QuantizedTensor:
     raises WeightsError if its file cannot be read any more, or has changed.
     """
 
-    __slots__ = ("_data", "_rows", "device", "quantization", "shape")
+    __slots__ = ("_data", "_rows", "device", "precision", "quantization", "shape")
 
     def __init__(
         self,
@@ -73,6 +110,7 @@ class QuantizedTensor:
         shape: tuple[int, int],
         rows: PackedRows | None = None,
         device: torch.device | None = None,
+        precision: GGMLQuantizationType | None = None,
     ) -> None:
         """Of data uint8 [rows, row_bytes], or of `rows` that are read later, or both.
 
@@ -82,11 +120,13 @@ class QuantizedTensor:
             shape: (rows, columns).
             rows: where the same data can be read again; None: nowhere.
             device: where data goes that is read later; that of `data`, or the CPU.
+            precision: the type that it was unpacked from: how exact the values are; None: `quantization`.
         """
         assert data is not None or rows is not None
         self._data = data
         self._rows = rows
         self.quantization = quantization
+        self.precision = quantization if precision is None else precision
         self.shape = shape
         self.device = data.device if data is not None else device or torch.device("cpu")
 
@@ -121,7 +161,7 @@ class QuantizedTensor:
     def to(self, device: torch.device) -> QuantizedTensor:
         """The same on another device."""
         data = None if self._data is None else self._data.to(device)
-        return QuantizedTensor(data, self.quantization, self.shape, self._rows, device)
+        return QuantizedTensor(data, self.quantization, self.shape, self._rows, device, self.precision)
 
     def take_rows(self, rows: Tensor) -> QuantizedTensor:
         """Rows int64 [n] in that order, still packed: blocks run along rows, so rows can be moved."""
@@ -148,7 +188,7 @@ class QuantizedTensor:
         return _unpack(data, self.quantization, self.shape[1])
 
     def _with(self, data: Tensor | None, rows: PackedRows | None, num_rows: int) -> QuantizedTensor:
-        return QuantizedTensor(data, self.quantization, (num_rows, self.shape[1]), rows, self.device)
+        return QuantizedTensor(data, self.quantization, (num_rows, self.shape[1]), rows, self.device, self.precision)
 
 
 def _unpack(data: Tensor, quantization: GGMLQuantizationType, columns: int) -> Tensor:
@@ -209,5 +249,6 @@ _UNPACKERS: dict[GGMLQuantizationType, Callable[[Tensor], Tensor]] = {
     GGMLQuantizationType.Q5_0: _q5_0,
     GGMLQuantizationType.Q5_1: _q5_1,
     GGMLQuantizationType.Q8_0: _q8_0,
+    **IQ4_QUANTS,
     **K_QUANTS,
 }

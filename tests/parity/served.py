@@ -22,6 +22,8 @@ from inference_svc.kv_cache.cache import KVCache
 from inference_svc.models.base_model import define, shape_of
 from inference_svc.models.loading import load_checkpoint
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
+from inference_svc.weights.in_situ import Scheme
+from inference_svc.weights.loader import WeightLoader
 from inference_svc.weights.opening import open_model
 from tests.parity.executors import ALL, EXACT, MakeExecutor
 
@@ -32,8 +34,15 @@ EXPERTS = ("pirate", "json", "verse", "capitals")
 class ServedModel:
     """A model with its cache and adapters; computes logits and scalings of token ids."""
 
-    def __init__(self, path: Path, make_executor: MakeExecutor, *, batch_invariant: bool = False) -> None:
-        checkpoint = load_checkpoint(open_model(path))
+    def __init__(
+        self,
+        path: Path,
+        make_executor: MakeExecutor,
+        *,
+        batch_invariant: bool = False,
+        quantize: Scheme | None = None,
+    ) -> None:
+        checkpoint = load_checkpoint(WeightLoader(open_model(path), quantize=quantize))
         config = checkpoint.config
         self.switch_length = config.rope.switch_length
         self.pool = BlockPool(128, 16)

@@ -16,22 +16,11 @@ from transformers import PreTrainedModel
 from inference_svc.models.loading import load_checkpoint
 from inference_svc.weights.gguf import GgufFile
 from inference_svc.weights.quantization import QuantizedTensor, is_supported
+from tests.inference_svc.weights.packed_rows import PACKED_TYPES, random_rows
 
 OWN = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
-THROUGH_GGUF = ["IQ4_NL", "IQ4_XS", "IQ2_XXS", "TQ1_0", "TQ2_0"]
-# Bytes of a block that are float16 scales: random ones would be NaN or infinite now and then.
-SCALE_BYTES = {
-    "Q2_K": (80, 84),
-    "Q3_K": (108, 110),
-    "Q4_K": (0, 4),
-    "Q5_K": (0, 4),
-    "Q6_K": (208, 210),
-    "IQ4_NL": (0, 2),
-    "IQ4_XS": (0, 2),
-    "IQ2_XXS": (0, 2),
-    "TQ1_0": (52, 54),
-    "TQ2_0": (64, 66),
-}
+OWN += ["IQ4_NL", "IQ4_XS"]
+THROUGH_GGUF = [kind.name for kind in PACKED_TYPES if kind.name not in OWN]
 
 
 def expected(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> torch.Tensor:
@@ -43,21 +32,10 @@ def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.shape == right.shape and torch.equal(left.view(torch.int32), right.view(torch.int32))
 
 
-def random_blocks(name: str, rows: int, blocks: int) -> NDArray[np.uint8]:
-    """Every bit pattern of the values, with finite scales."""
-    random = np.random.default_rng(len(name) + rows)
-    width = GGML_QUANT_SIZES[GGMLQuantizationType[name]][1]
-    data = random.integers(0, 256, (rows, blocks, width), dtype=np.uint8)
-    begin, end = SCALE_BYTES[name]
-    scales = random.standard_normal((rows, blocks, (end - begin) // 2)).astype(np.float16)
-    data[:, :, begin:end] = scales.view(np.uint8)
-    return data.reshape(rows, blocks * width)
-
-
 def packed(name: str, rows: int, columns: int) -> QuantizedTensor:
     kind = GGMLQuantizationType[name]
-    if name in SCALE_BYTES:
-        data = random_blocks(name, rows, columns // GGML_QUANT_SIZES[kind][0])
+    if kind in PACKED_TYPES:
+        data = random_rows(kind, rows, columns, seed=len(name) + rows)
     else:
         values = np.random.default_rng(rows).standard_normal((rows, columns), dtype=np.float32) * 3
         data = gguf.quants.quantize(values, kind).view(np.uint8).reshape(rows, -1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ SIZES: dict[str, Any] = {
     "attn_implementation": "eager",
 }
 WINDOW = 12
+Pack = Callable[[np.ndarray[Any, Any], gguf.GGMLQuantizationType], np.ndarray[Any, Any]]
 SHORT_FACTORS, LONG_FACTORS = [1.0, 1.1, 1.3, 1.4, 1.9, 2.0, 2.5, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
 ORIGINAL_LENGTH = 24  # a longer sequence has the long factors
 
@@ -175,10 +176,12 @@ def write_gguf(
     arch: gguf.MODEL_ARCH,
     quantization: gguf.GGMLQuantizationType,
     vocabulary: Sequence[str] = (),
+    pack: Pack | None = None,
 ) -> Any:
     """Write the file as llama.cpp's converter would; return the model with the weights that it dequantizes to.
 
-    `vocabulary` are the tokens of a byte-level BPE; without it there is no tokenizer in the file.
+    `vocabulary` are the tokens of a byte-level BPE; without it there is no tokenizer in the file. `pack` makes the rows
+    of a matrix, where the `gguf` package does not quantize to the type.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
@@ -198,7 +201,7 @@ def write_gguf(
         for own, part in _parts(name, tensor.numpy()):
             kind = quantization if part.ndim > 1 else gguf.GGMLQuantizationType.F32
             offset = np.float32(1) if own.endswith("norm.weight") and arch in (ARCH.GEMMA, ARCH.GEMMA2) else 0
-            packed = gguf.quants.quantize(part + offset, kind)
+            packed = pack(part, kind) if pack and part.ndim > 1 else gguf.quants.quantize(part + offset, kind)
             dense = np.asarray(gguf.quants.dequantize(packed, kind), np.float32).reshape(part.shape) - offset
             state.setdefault(name, torch.empty_like(tensor))
             _put(state[name], own, torch.from_numpy(dense))

@@ -55,6 +55,7 @@ class Mixture:
     layerwise: bool = field(default=True)
     shapes: Mapping[str, tuple[int, int]] = field(default_factory=lambda: LINEAR_SHAPES)  # of the model, in its order
     hidden: int = HIDDEN
+    strength: float = 0.3  # of the numbers in A and B
 
     @property
     def layouts(self) -> tuple[str, ...]:
@@ -80,8 +81,10 @@ class Mixture:
             if _module(path) in expert.modules:
                 rows, columns = self.shapes[path]
                 prefix = f"base_model.model.{path}"
-                tensors[f"{prefix}.lora_A.weight"] = torch.randn(expert.rank, columns, generator=generator) * 0.3
-                tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, expert.rank, generator=generator) * 0.3
+                tensors[f"{prefix}.lora_A.weight"] = (
+                    torch.randn(expert.rank, columns, generator=generator) * self.strength
+                )
+                tensors[f"{prefix}.lora_B.weight"] = torch.randn(rows, expert.rank, generator=generator) * self.strength
         return tensors
 
     def classifier(self) -> list[tuple[Tensor, Tensor]]:

@@ -18,7 +18,8 @@ namespace loramux {
 // Type numbers of the GGUF file format.
 enum Type : int32_t {
     F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
-    Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30,
+    Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23,
+    BF16 = 30,
 };
 
 struct Coding {
@@ -42,9 +43,14 @@ inline Coding coding_of(int32_t type) {
         case Q4_K: return {4, 32, true, 0, 256, 144};
         case Q5_K: return {8, 32, true, 0, 256, 176};
         case Q6_K: return {8, 16, false, 32, 256, 210};
+        case IQ4_NL: return {8, 32, false, 128, 32, 18};
+        case IQ4_XS: return {8, 32, false, 128, 256, 136};
         default: return {0, 0, false, 0, 1, type == F32 ? 4 : 2};
     }
 }
+
+// The values that four bits of an IQ4 type choose from, each 128 more. Source: `kvalues_iq4nl` in ggml-common.h.
+constexpr uint8_t IQ4_LEVELS[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
 // One block of the file: its codes, and scale and minimum of each group.
 inline void decode_block(int32_t type, const uint8_t* p, uint8_t* codes, float* scales, float* minima) {
@@ -72,6 +78,20 @@ inline void decode_block(int32_t type, const uint8_t* p, uint8_t* codes, float* 
         case Q4_1: scales[0] = half_at(p); minima[0] = half_at(p + 2); nibbles(p + 4); break;
         case Q5_0: scales[0] = half_at(p); nibbles(p + 6); fifth_bits(p + 2); break;
         case Q5_1: scales[0] = half_at(p); minima[0] = half_at(p + 2); nibbles(p + 8); fifth_bits(p + 4); break;
+        case IQ4_NL:
+            scales[0] = half_at(p);
+            nibbles(p + 2);
+            for (int i = 0; i < 32; i++) codes[i] = IQ4_LEVELS[codes[i]];
+            break;
+        case IQ4_XS: {
+            const float scale = half_at(p);
+            for (int i = 0; i < 8; i++) {
+                const int low = (p[4 + i / 2] >> (i % 2 * 4)) & 15, high = (p[2 + i / 4] >> (i % 4 * 2)) & 3;
+                scales[i] = scale * ((low | (high << 4)) - 32);
+            }
+            for (int i = 0; i < 256; i++) codes[i] = IQ4_LEVELS[(p[8 + i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4)) & 15];
+            break;
+        }
         case Q8_0:
             scales[0] = half_at(p);
             for (int i = 0; i < 32; i++) codes[i] = static_cast<uint8_t>(p[2 + i] ^ 0x80);  // from signed to 128 more

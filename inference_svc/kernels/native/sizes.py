@@ -35,6 +35,8 @@ CODINGS: Mapping[str, _Coding] = MappingProxyType(
         "Q4_K": _Coding(4, 32, True),
         "Q5_K": _Coding(8, 32, True),
         "Q6_K": _Coding(8, 16, False),
+        "IQ4_NL": _Coding(8, 32, False),
+        "IQ4_XS": _Coding(8, 32, False),
     }
 )
 

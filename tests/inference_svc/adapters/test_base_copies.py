@@ -105,3 +105,14 @@ def test_the_head_is_held_to_the_bar_of_its_own_type_not_of_most_weights() -> No
     assert max(bars) < 0.76
     assert bar_of(GGMLQuantizationType.Q5_0) == bar_of(GGMLQuantizationType.Q5_1)
     assert bar_of(GGMLQuantizationType.Q4_0) == bar_of(GGMLQuantizationType.Q4_1) == bar_of(GGMLQuantizationType.Q4_K)
+
+
+def test_weights_that_were_unpacked_are_held_to_the_bar_of_their_packing(base: BaseModelShape) -> None:
+    dense = torch.randn(40, 512, generator=torch.Generator().manual_seed(2))
+    kind = GGMLQuantizationType.TQ2_0
+    values = torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(dense.numpy(), kind), kind))
+    values = dense + 0.3 * (values - dense)  # as far off as a type of two bits is
+    floats = values.contiguous().view(torch.uint8)
+    unpacked = QuantizedTensor(floats, GGMLQuantizationType.F32, (40, 512), precision=kind)
+    assert problem(dense, unpacked, base) is None
+    assert problem(dense, QuantizedTensor(floats, GGMLQuantizationType.F32, (40, 512)), base) is not None

@@ -16,7 +16,7 @@ from inference_svc.adapters.ordering import FetchedOrdering, OrderingApplier
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import AdapterKind, BaseSelection, LoraSelection, XLoraSelection
 from inference_svc.errors import AdapterExists, InferenceError, OrderingUnfit, SourceNotFound
-from inference_svc.weights.quantization import QuantizedTensor
+from inference_svc.weights.quantization import QuantizedTensor, type_in_memory
 from tests.inference_svc.adapters.conftest import BASE_ID, AdapterWriter
 
 Q0, V0 = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
@@ -119,16 +119,22 @@ def test_a_name_that_somebody_else_loaded_is_left_alone(
 
 @pytest.mark.parametrize(
     ("quantization", "bits"),
-    [(GGMLQuantizationType.Q4_0, "4.5"), (GGMLQuantizationType.Q4_1, None), (GGMLQuantizationType.Q2_K, "2.6")],
+    [
+        (GGMLQuantizationType.Q4_0, "4.5"),
+        (GGMLQuantizationType.Q4_1, None),
+        (GGMLQuantizationType.Q2_K, "2.6"),
+        (GGMLQuantizationType.IQ2_XXS, "2.1"),  # which is unpacked when it is loaded
+    ],
 )
 def test_an_x_lora_on_a_base_of_few_bits_is_applied_with_a_warning(
     applier: OrderingApplier, quantization: GGMLQuantizationType, bits: str | None
 ) -> None:
-    block, block_bytes = GGML_QUANT_SIZES[quantization]
+    in_memory = type_in_memory(quantization, exact=True)
+    block, block_bytes = GGML_QUANT_SIZES[quantization][0], GGML_QUANT_SIZES[in_memory][1]
     weights = dict(applier.base.weights)
     for path in applier.base.linear_shapes.keys() - {"lm_head"}:  # which stays as it is, and does not count
-        data = torch.zeros((block, block_bytes), dtype=torch.uint8)
-        weights[path] = QuantizedTensor(data, quantization, (block, block))
+        data = torch.zeros((block, block * block_bytes // GGML_QUANT_SIZES[in_memory][0]), dtype=torch.uint8)
+        weights[path] = QuantizedTensor(data, in_memory, (block, block), precision=quantization)
     packed = replace(applier, base=replace(applier.base, weights=weights))
     mixture = replace(LORAS, order=("one", "two"))
     applied = packed.apply(mixture, "mix", activate=True)

@@ -23,10 +23,11 @@ from inference_svc.layers.eager import EagerExecutor
 from inference_svc.layers.forward import Forward, Value
 from inference_svc.layers.linear import Linear
 from inference_svc.weights.quantization import QuantizedTensor
+from tests.inference_svc.weights.packed_rows import PACKED_TYPES, rows_of_size
 
 CPU = torch.device("cpu")
 FLOATS = ("F32", "F16", "BF16")
-CODED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+CODED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +39,19 @@ def compiled() -> CompiledCode:
 
 
 def matrix(rows: int, columns: int, quantization: str) -> QuantizedTensor:
-    """Random numbers of size about 1, or random bits with scales of about 0.01 where nobody quantizes the type."""
+    """Random numbers of size about 1."""
     kind = GGMLQuantizationType[quantization]
-    generator = np.random.default_rng(rows + columns)
-    if quantization.endswith("_K"):
-        block, size = GGML_QUANT_SIZES[kind]
-        blocks = generator.integers(0, 256, (rows * columns // block, size), dtype=np.uint8)
-        scales = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}[quantization]
-        for at in scales:
-            halves = generator.uniform(0.001, 0.02, len(blocks)).astype(np.float16)
-            blocks[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
-        data = blocks.reshape(rows, -1)
+    if kind in PACKED_TYPES:
+        data = rows_of_size(kind, rows, columns, 1.0, seed=rows + columns)
     else:
-        values = generator.standard_normal((rows, columns), dtype=np.float32)
+        values = np.random.default_rng(rows + columns).standard_normal((rows, columns), dtype=np.float32)
         data = gguf.quants.quantize(values, kind).view(np.uint8).reshape(rows, -1)
     return QuantizedTensor(torch.from_numpy(data.copy()), kind, (rows, columns))
+
+
+def weight_block(quantization: str) -> int:
+    """Values that have a scale of their own, of which parts take a multiple."""
+    return int(GGML_QUANT_SIZES[GGMLQuantizationType[quantization]][0])
 
 
 def product(compiled: CompiledCode, weight: QuantizedTensor, x: Tensor, *, wide: bool = False) -> Tensor:
@@ -91,11 +90,11 @@ def test_a_product_with_rounded_activations_is_that_of_the_unpacked_matrix(
     is_four_bits = quantization in ("Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K")
     dense = weight.dequantize().double()
     expected = rounded(x, 4 if is_four_bits else 8) @ dense.T
-    # Scales are kept as halves: of K-quants, whose scales are products, they lose up to 2^-11, far less than the
+    # Scales are kept as halves: of blocks of 256, whose scales are products, they lose up to 2^-11, far less than the
     # rounding of a code. An activation in the middle between two whole numbers may be rounded to either.
     size = x.abs().double() @ dense.abs().T
     assert ((product(compiled, weight, x).double() - expected).abs() / size).max() < (
-        6e-4 if quantization.endswith("_K") else 2e-4
+        6e-4 if weight_block(quantization) == 256 else 2e-4
     )
 
 
@@ -113,7 +112,7 @@ def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
     # a K-quant has a scale that was rounded to a half before, and a minimum that takes most of it away again.
     error = (product(compiled, weight, x, wide=True).double() - expected).abs() / size
     assert error.max() < 2e-3
-    assert error.mean() < (2e-4 if quantization.endswith("_K") else 1e-4)
+    assert error.mean() < (2e-4 if weight_block(quantization) == 256 else 1e-4)
 
 
 @pytest.mark.parametrize("quantization", ["Q4_1", "Q4_0", "Q8_0", "Q6_K"])

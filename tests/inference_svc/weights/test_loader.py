@@ -12,7 +12,7 @@ import gguf.quants
 import numpy as np
 import pytest
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
@@ -24,21 +24,22 @@ from inference_svc.weights.loader import WeightLoader
 from inference_svc.weights.opening import open_model
 from inference_svc.weights.safetensors_model import SafetensorsModel
 from inference_svc.weights.source import SourceFormat
+from tests.inference_svc.weights.packed_rows import random_rows
 
-RARE = [
-    "IQ1_S",
-    "IQ1_M",
-    "IQ2_XXS",
-    "IQ2_XS",
-    "IQ2_S",
-    "IQ3_XXS",
-    "IQ3_S",
-    "IQ4_NL",
-    "IQ4_XS",
-    "TQ1_0",
-    "TQ2_0",
-    "MXFP4",
-]
+# Types that are unpacked, and the least float type that holds all of their values.
+RARE = {
+    "IQ1_S": "F32",
+    "IQ1_M": "F32",
+    "IQ2_XXS": "F32",
+    "IQ2_XS": "F32",
+    "IQ2_S": "F32",
+    "IQ3_XXS": "F32",
+    "IQ3_S": "F32",
+    "TQ1_0": "F16",
+    "TQ2_0": "F16",
+    "MXFP4": "BF16",
+    "NVFP4": "BF16",
+}
 
 
 def write_gguf(path: Path, tensors: Mapping[str, tuple[str, NDArray[np.uint8 | np.float32]]]) -> GgufFile:
@@ -53,47 +54,41 @@ def write_gguf(path: Path, tensors: Mapping[str, tuple[str, NDArray[np.uint8 | n
     return GgufFile.open(path)
 
 
-def packed(kind: str, rows: int = 6, columns: int = 512, seed: int = 0) -> tuple[str, NDArray[np.uint8]]:
-    """Any bits at all, with scales like those of weights."""
-    block, width = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    random = np.random.default_rng(seed)
-    data = random.integers(0, 256, (rows, columns // block, width), dtype=np.uint8)
-    scale = np.frombuffer(np.float16(1e-3).tobytes(), np.uint8)
-    if kind == "MXFP4":
-        data[:, :, 0] = 120  # a power of two
-    elif kind == "IQ1_M":
-        # Sixteen bits of scale, four in the high bits of each of the last four words.
-        words = data[:, :, 48:56].copy().view("<u2") & 0x0FFF
-        bits = int(np.float16(1e-3).view(np.uint16))
-        words |= np.array([(bits << shift) & 0xF000 for shift in (12, 8, 4, 0)], np.uint16)
-        data[:, :, 48:56] = words.view(np.uint8)
-    elif kind.startswith("TQ"):
-        data[:, :, -2:] = scale
-    else:
-        data[:, :, :2] = scale
-    return kind, data.reshape(rows, -1)
+def packed(kind: str, rows: int = 6) -> tuple[str, NDArray[np.uint8]]:
+    """Any bits at all in 512 columns, with scales like those of weights."""
+    return kind, random_rows(GGMLQuantizationType[kind], rows, 512)
 
 
 @pytest.mark.parametrize("kind", RARE)
-def test_types_that_no_kernel_reads_are_unpacked_once_to_float16(tmp_path: Path, kind: str) -> None:
+def test_types_that_no_kernel_reads_are_unpacked_once_and_keep_every_value(tmp_path: Path, kind: str) -> None:
     files = write_gguf(tmp_path / "rare.gguf", {"w": packed(kind, rows=1100), "norm": ("F32", np.ones(4, np.float32))})
     loader = WeightLoader(files)
-    assert (loader.entries["w"].quantization.name, loader.entries["w"].nbytes) == ("F16", 1100 * 512 * 2)
+    nbytes = 1100 * 512 * (4 if RARE[kind] == "F32" else 2)
+    assert (loader.entries["w"].quantization.name, loader.entries["w"].nbytes) == (RARE[kind], nbytes)
     tensor = loader.tensor("w")
-    assert (tensor.quantization.name, tensor.shape, tensor.nbytes) == ("F16", (1100, 512), 1100 * 512 * 2)
+    assert (tensor.quantization.name, tensor.shape, tensor.nbytes) == (RARE[kind], (1100, 512), nbytes)
+    assert tensor.precision.name == tensor.take_rows(torch.tensor([1])).part(0, 1).precision.name == kind
     theirs = gguf.quants.dequantize(packed(kind, rows=1100)[1], GGMLQuantizationType[kind])
-    ours = tensor.dequantize().numpy()
-    # Half an ulp of float16: 2^-11 of the value, or 2^-25 where it is subnormal.
-    assert (np.abs(ours - theirs) <= np.maximum(np.abs(theirs) * 2.0**-11, 2.0**-25)).all()
+    assert tensor.dequantize().numpy().tobytes() == theirs.astype(np.float32).tobytes()
     assert np.abs(theirs).max() > 1e-4
     assert loader.tensor("norm").quantization.name == "F32"
-    assert f"tensors packed anew: 1 of {kind} as F16" in loader.notice
+    assert f"tensors packed anew: 1 of {kind} as {RARE[kind]}" in loader.notice
 
 
-@pytest.mark.parametrize("kind", ["F32", "Q4_K", "Q6_K", "Q8_0"])
+@pytest.mark.parametrize("kind", RARE)
+def test_kernels_that_round_get_no_more_than_halves_of_them(tmp_path: Path, kind: str) -> None:
+    loader = WeightLoader(write_gguf(tmp_path / "rare.gguf", {"w": packed(kind)}), exact=False)
+    assert loader.entries["w"].quantization.name == ("F16" if RARE[kind] == "F32" else RARE[kind])
+    ours = loader.tensor("w").dequantize().numpy()
+    theirs = gguf.quants.dequantize(packed(kind)[1], GGMLQuantizationType[kind])
+    # Half an ulp of float16: 2^-11 of the value, or 2^-25 where it is subnormal.
+    assert (np.abs(ours - theirs) <= np.maximum(np.abs(theirs) * 2.0**-11, 2.0**-25)).all()
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q4_K", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS"])
 def test_what_is_read_packed_stays_as_it_is_in_the_file(tmp_path: Path, kind: str) -> None:
-    _, data = packed(kind)
-    files = write_gguf(tmp_path / "common.gguf", {"w": (kind, data.view(np.float32) if kind == "F32" else data)})
+    data = np.ones((6, 512), np.float32) if kind == "F32" else packed(kind)[1]
+    files = write_gguf(tmp_path / "common.gguf", {"w": (kind, data)})
     loader = WeightLoader(files)
     assert loader.tensor("w").data.numpy().tobytes() == data.tobytes()
     assert loader.notice == ""
@@ -116,10 +111,19 @@ def test_a_type_that_nothing_unpacks_is_unsupported_by_name(tmp_path: Path, kind
 
 
 def test_numbers_beyond_float16_are_refused_by_name(tmp_path: Path) -> None:
-    kind, data = packed("IQ4_XS")
+    kind, data = packed("IQ2_XXS")
     data[3, :2] = np.frombuffer(np.float16(60000).tobytes(), np.uint8)
     files = write_gguf(tmp_path / "large.gguf", {"w": (kind, data)})
     with pytest.raises(MalformedFile, match=r"large\.gguf: tensor 'w' holds \S+, and F16 no more than 65504"):
+        WeightLoader(files, exact=False).tensor("w")
+    assert WeightLoader(files).tensor("w").dequantize().abs().max() > 65504
+
+
+def test_what_is_infinite_once_it_is_unpacked_is_refused_by_name(tmp_path: Path) -> None:
+    kind, data = packed("IQ2_XXS")
+    data[3, :2] = np.frombuffer(np.float16("inf").tobytes(), np.uint8)
+    files = write_gguf(tmp_path / "infinite.gguf", {"w": (kind, data)})
+    with pytest.raises(MalformedFile, match=r"infinite\.gguf: tensor 'w' holds \S+, and F32 no more than 3\.4"):
         WeightLoader(files).tensor("w")
 
 
