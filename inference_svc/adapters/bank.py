@@ -22,6 +22,9 @@ class LinearDelta:
     expert_of_rank: Tensor  # int64 [sum_rank], which adapter a rank belongs to
     # float32 [out_features]: DoRA changes the base's own output by this factor less one (a bank of one adapter only).
     base_factor: Tensor | None = None
+    # What `a` and `b` together were multiplied by when they were made halves. Only the executor that did so, and that
+    # has prepared the bank, can run such a bank.
+    factor: float = 1.0
 
     @property
     def nbytes(self) -> int:

@@ -5,6 +5,7 @@ Files are read outside; under the lock there are only dictionaries, so that neit
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -43,9 +44,9 @@ class AdapterRegistry:
     """Thread-safe; every method takes effect at once or not at all."""
 
     def __init__(
-        self, base: BaseModelShape, limits: AdapterLimits, prepare: Callable[[AdapterBank], object] | None = None
+        self, base: BaseModelShape, limits: AdapterLimits, prepare: Callable[[AdapterBank], AdapterBank] | None = None
     ) -> None:
-        """`prepare` is called in the thread that loads, with what passes will run: they need not do it themselves."""
+        """`prepare` is called in the thread that loads; what it returns is kept and run instead of what was loaded."""
         self._prepare = prepare
         self.base = base
         self.limits = limits
@@ -94,7 +95,7 @@ class AdapterRegistry:
             AdapterInUse: it would change the kind of an adapter in the active default.
             LimitReached: no room.
         """
-        self._prepare_once(name, loaded)
+        loaded = self._prepared(name, loaded)
         with self._lock:
             self.check_load(name, replace=replace, expected_digest=expected_digest)
             version = self._new_version(name, loaded, source, "", pinned=pinned)
@@ -103,10 +104,12 @@ class AdapterRegistry:
             self._commit(versions, self._selection, staying={name})
             return version.described()
 
-    def _prepare_once(self, name: str, loaded: Loaded) -> None:
+    def _prepared(self, name: str, loaded: Loaded) -> Loaded:
+        """What is to be kept of what was loaded: what is here already if that is the same."""
         present = self._versions.get(name)
-        if self._prepare is not None and (present is None or present.loaded.digest != loaded.digest):
-            self._prepare(loaded.bank)
+        if present is not None and present.loaded.digest == loaded.digest:
+            return present.loaded
+        return loaded if self._prepare is None else dataclasses.replace(loaded, bank=self._prepare(loaded.bank))
 
     def load_all(
         self, items: Iterable[LoadItem], *, ordering: str, activate: Selection | None
@@ -120,10 +123,9 @@ class AdapterRegistry:
             AdapterExists: a name belongs to somebody else.
             InvalidRequest, AdapterNotFound, AdapterWrongKind, AdapterInUse, LimitReached: as `load` and `activate`.
         """
-        listed = list(items)
+        listed = [dataclasses.replace(item, loaded=self._prepared(item.name, item.loaded)) for item in items]
         for item in listed:
             _check_name(item.name)
-            self._prepare_once(item.name, item.loaded)
         owner = _owner(ordering)
         with self._lock:
             selection = self._selection if activate is None else _resolved(activate)

@@ -35,8 +35,9 @@ class EagerExecutor:
         """True if no row's arithmetic depends on the other rows."""
         return self.kernels.batch_invariant
 
-    def prepare(self, bank: AdapterBank) -> None:
-        """Nothing: a bank is used as it is."""
+    def prepare(self, bank: AdapterBank) -> AdapterBank:
+        """The bank itself: it is used as it is."""
+        return bank
 
     def hidden_states(self, batch: ForwardBatch, cache: KVCache) -> Tensor:
         """Hidden states after the final norm [num_tokens, hidden_size]; writes keys and values to the cache."""

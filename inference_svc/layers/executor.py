@@ -35,8 +35,11 @@ class Executor(Protocol):
         """Of keys and values in the cache."""
         ...
 
-    def prepare(self, bank: AdapterBank) -> None:
-        """Do what is to be done once for a bank, before the first pass with it; any thread."""
+    def prepare(self, bank: AdapterBank) -> AdapterBank:
+        """The bank as this executor reads it, to be kept and used instead; any thread, before the first pass with it.
+
+        A bank that was not prepared runs too, and is prepared beside itself in the first pass with it.
+        """
         ...
 
     def hidden_states(self, batch: ForwardBatch, cache: KVCache) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
+from collections.abc import Mapping
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from inference_svc.adapters.bank import AdapterBank
+from inference_svc.adapters.bank import AdapterBank, LinearDelta
 from inference_svc.kernels.native.compiled import CompiledCode
 from inference_svc.kernels.native.recorder import Recorder
 from inference_svc.kv_cache.cache import KVCache
@@ -83,7 +85,7 @@ class NativeExecutor:
         self.batch_invariant = batch_invariant or exact
         self.cache_dtype = torch.float32 if exact else torch.float16
         self._linears: dict[str, int] = {}
-        self._banks: weakref.WeakKeyDictionary[AdapterBank, tuple[object, c_void_p]] = weakref.WeakKeyDictionary()
+        self._tables: weakref.WeakKeyDictionary[AdapterBank, _Table] = weakref.WeakKeyDictionary()
         self._body = Recorder(self.compiled, self._linears)
         self._width = self._body.finish(model.hidden_states(self._body))
         self._head = Recorder(self.compiled, self._linears)
@@ -131,7 +133,7 @@ class NativeExecutor:
             for row, item in zip(banks, adapters, strict=True):
                 scalings = item.scalings.contiguous()
                 kept.append(scalings)
-                row.deltas = self._deltas(item.bank)
+                row.deltas = self._table(item.bank).pointer
                 row.rows = item.rows.data_ptr()
                 row.scalings = scalings.data_ptr()
                 row.num_rows, row.num_layers, row.num_experts = scalings.shape
@@ -139,35 +141,50 @@ class NativeExecutor:
         if self.compiled.code.lx_run(program.pointer, self.compiled.pointer, byref(work)):
             raise MemoryError(f"there is no memory left for a pass of {work.num_rows} rows")
 
-    def prepare(self, bank: AdapterBank) -> None:
-        """Write a bank's deltas down in the order that passes read them in; any thread, before the bank is used."""
-        self._deltas(bank)
+    def prepare(self, bank: AdapterBank) -> AdapterBank:
+        """The bank in the order and the types that passes read it in; see `Executor`."""
+        dtype = torch.float32 if self.compiled.exact else torch.float16
+        room = self.compiled.room(sum(d.a.numel() + d.b.numel() for d in bank.deltas.values()), dtype)
+        deltas = {}
+        for path, delta in sorted(bank.deltas.items(), key=lambda item: self._linears[item[0]]):
+            a, room, factor_of_a = _placed(delta.a, room)
+            b, room, factor_of_b = _placed(delta.b.t(), room)
+            base_factor = None if delta.base_factor is None else delta.base_factor.float().contiguous()
+            deltas[path] = LinearDelta(a, b.t(), delta.expert_of_rank, base_factor, factor_of_a * factor_of_b)
+        prepared = replace(bank, deltas=deltas)
+        self._tables[prepared] = _Table(deltas, bank.scaling_rows, self._linears)
+        return prepared
 
-    def _deltas(self, bank: AdapterBank) -> c_void_p:
-        """The bank's deltas by number of the linear layer; written down once."""
-        if bank not in self._banks:
-            table = (_Delta * len(self._linears))()
-            kept: list[object] = [table]
-            dtype = torch.float32 if self.compiled.exact else torch.float16
-            room = self.compiled.room(sum(d.a.numel() + d.b.numel() for d in bank.deltas.values()), dtype)
-            # In the order in which a pass reads them.
-            for path, delta in sorted(bank.deltas.items(), key=lambda item: self._linears[item[0]]):
-                a, room, factor_of_a = _placed(delta.a, room)
-                b, room, factor_of_b = _placed(delta.b.t(), room)
-                base_factor = None if delta.base_factor is None else delta.base_factor.float().contiguous()
-                kept += [a, b, base_factor, delta]
-                table[self._linears[path]] = _Delta(
-                    a.data_ptr(),
-                    b.data_ptr(),
-                    delta.expert_of_rank.data_ptr(),
-                    None if base_factor is None else base_factor.data_ptr(),
-                    a.shape[0],
-                    bank.scaling_rows.get(path, 0),
-                    1.0 / (factor_of_a * factor_of_b),
-                    dtype == torch.float16,
-                )
-            self._banks[bank] = (kept, c_void_p(ctypes.addressof(table)))
-        return self._banks[bank][1]
+    def _table(self, bank: AdapterBank) -> _Table:
+        if bank not in self._tables:
+            self._tables[bank] = self._tables[self.prepare(bank)]
+        return self._tables[bank]
+
+
+class _Table:
+    """A bank's deltas by number of the linear layer, as the compiled code reads them."""
+
+    def __init__(
+        self, deltas: Mapping[str, LinearDelta], scaling_rows: Mapping[str, int], linears: Mapping[str, int]
+    ) -> None:
+        self._kept = deltas  # whose memory the entries point into
+        self._entries = (_Delta * len(linears))()
+        for path, delta in deltas.items():
+            self._entries[linears[path]] = _Delta(
+                delta.a.data_ptr(),
+                delta.b.data_ptr(),
+                delta.expert_of_rank.data_ptr(),
+                None if delta.base_factor is None else delta.base_factor.data_ptr(),
+                delta.a.shape[0],
+                scaling_rows.get(path, 0),
+                1.0 / delta.factor,
+                delta.a.dtype == torch.float16,
+            )
+
+    @property
+    def pointer(self) -> c_void_p:
+        """Where they begin."""
+        return c_void_p(ctypes.addressof(self._entries))
 
 
 def _placed(matrix: Tensor, room: Tensor) -> tuple[Tensor, Tensor, float]:
