@@ -161,7 +161,9 @@ def _check_config(config: PeftLoraConfig, folder: str, base: BaseModelShape, alo
         )
     if parameters and not alone:
         raise AdapterUnsupported(
-            f"{folder}/{CONFIG_NAME}: `target_parameters`: an X-LoRA weighs modules, which these experts are not",
+            f"{folder}/{CONFIG_NAME}: `target_parameters` {summary(sorted(parameters))[:200]}: an X-LoRA weighs what "
+            "modules put out; parameters, as of fused experts, PEFT itself cannot run in one: train its adapters on "
+            "`target_modules` alone",
             key="target_parameters",
         )
     if config.use_dora and not alone:

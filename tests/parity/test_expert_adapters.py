@@ -97,14 +97,30 @@ def test_tensors_that_cannot_be_taken_apart_are_named(pair: Pair, tmp_path: Path
         load_lora(folder, pair.served.registry.base, AdapterLimits())
 
 
-def test_an_adapter_on_parameters_is_none_of_an_xlora(pair: Pair, tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [{"target_parameters": ["down_proj"]}, {"target_parameters": ["gate.weight"]}])
+def test_an_xlora_over_parameters_is_refused_as_peft_cannot_run_it_either(
+    pair: Pair, tmp_path: Path, targets: dict[str, Any]
+) -> None:
+    from peft import XLoraConfig, get_peft_model
+
     base = pair.served.registry.base
-    for name in ("0", "1"):
-        saved(peft_of(pair, TARGETS["everything"]), tmp_path / name)
+    folders = {
+        str(i): str(saved(peft_of(pair, targets | {"target_modules": ["v_proj"]}), tmp_path / str(i))) for i in (0, 1)
+    }
+    oracle = copy.deepcopy(pair.oracle)
+    oracle.config.use_cache = False
+    mixed = get_peft_model(oracle, XLoraConfig(task_type="CAUSAL_LM", hidden_size=base.hidden_size, adapters=folders))
+    # Its layers are swapped by type, and those of parameters are not among them: they hand the scalings on to the
+    # model's own modules, which know of none.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'scalings'"):
+        mixed(torch.tensor([IDS]))
+
     config = {"peft_type": "XLORA", "hidden_size": base.hidden_size, "adapters": {"0": "", "1": ""}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    rows = torch.zeros(4, base.hidden_size)
     prefix = "base_model.internal_xlora_classifier.layers.0"
-    save_file({f"{prefix}.weight": rows, f"{prefix}.bias": torch.zeros(4)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(AdapterUnsupported, match="an X-LoRA weighs modules"):
+    tensors = {f"{prefix}.weight": torch.zeros(4, base.hidden_size), f"{prefix}.bias": torch.zeros(4)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(
+        AdapterUnsupported, match=rf"`target_parameters` {targets['target_parameters'][0]}: .*PEFT itself"
+    ):
         load_xlora(tmp_path, (), {}, base, AdapterLimits())
