@@ -11,8 +11,9 @@ demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
 test: .venv/.development  ## all tests
 	$(RUN)/pytest -q
 
-stress: .venv/.development  ## 10,000 requests while adapters change under them (about ten minutes)
-	LORAMUX_STRESS_REQUESTS=10000 $(RUN)/pytest -q tests/inference_svc/engine/test_stress.py -o log_cli=true --log-cli-level=INFO
+STRESS := tests/inference_svc/engine/test_stress.py tests/end_to_end/test_adapter_changes.py
+stress: .venv/.development  ## 10,000 requests while adapters change under them: to the engine, then over gRPC (half an hour)
+	LORAMUX_STRESS_REQUESTS=10000 $(RUN)/pytest -q $(STRESS) -o log_cli=true --log-cli-level=INFO
 
 torture: .venv/.development  ## 200 kills, 10,000 races, 50,000 random calls against the ordering service (about an hour)
 	LORAMUX_TORTURE=1 $(RUN)/pytest -q -s tests/torture

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 from loramux.client import AdapterKind, Client
 
 DEMO = Path(__file__).resolve().parents[2] / "orderings" / "demo"
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,10 @@ class Running:
 
 
 @contextmanager
-def services(gguf: Path, data_dir: Path, *extra: str) -> Iterator[Running]:
+def services(gguf: Path, data_dir: Path, *extra: str, base_model_id: str = SMOLLM2) -> Iterator[Running]:
     """`loramux up --batch-invariant` on free ports, until the block ends."""
     program = [sys.executable, "-m", "loramux.cli", "up", "--json", "--batch-invariant", "--model", str(gguf)]
-    program += ["--base-model-id", "HuggingFaceTB/SmolLM2-135M-Instruct", "--data-dir", str(data_dir)]
+    program += ["--base-model-id", base_model_id, "--data-dir", str(data_dir)]
     adapters = data_dir / "adapters"
     adapters.mkdir()
     program += ["--adapter-root", str(DEMO), "--adapter-root", str(adapters)]
@@ -50,6 +52,32 @@ def services(gguf: Path, data_dir: Path, *extra: str) -> Iterator[Running]:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             process.communicate(timeout=60)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceAlone:
+    """An inference service that is ready."""
+
+    address: str
+    log: Path  # a line of JSON for each event
+
+
+@contextmanager
+def inference_alone(gguf: Path, data_dir: Path, *extra: str, base_model_id: str = SMOLLM2) -> Iterator[InferenceAlone]:
+    """The inference service without an ordering service of its own, on a free port, until the block ends."""
+    port_file, log = data_dir / "port", data_dir / "log"
+    program = [sys.executable, "-m", "inference_svc", "--model", str(gguf), "--base-model-id", base_model_id]
+    program += ["--listen", "127.0.0.1:0", "--port-file", str(port_file), "--data-dir", str(data_dir / "inference")]
+    program += ["--batch-invariant", *extra]
+    with log.open("w") as stderr, subprocess.Popen(program, stderr=stderr) as process:
+        try:
+            while not port_file.exists():
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.02)
+            yield InferenceAlone(port_file.read_text().strip(), log)
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
 
 
 def store_demo_orderings(client: Client) -> None:

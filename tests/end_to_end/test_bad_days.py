@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from loramux.client import BASE, Client, Generation, Message, Unavailable, XLoRA
-from tests.end_to_end.conftest import DEMO, services, store_demo_orderings
+from tests.end_to_end.conftest import DEMO, inference_alone, services, store_demo_orderings
 
 CHAT: list[Message] = [{"role": "user", "content": "Tell me about pearl divers."}]
 
@@ -35,23 +35,11 @@ def test_without_the_ordering_service_what_was_applied_keeps_working_and_a_resta
             os.kill(running.pids["ordering"], signal.SIGCONT)
 
     # Started again with the ordering service away: the copy on disk is used, loudly.
-    port_file = tmp_path / "port"
-    program = [sys.executable, "-m", "inference_svc", "--model", str(smollm2_gguf), "--listen", "127.0.0.1:0"]
-    program += ["--batch-invariant", "--port-file", str(port_file), "--data-dir", str(tmp_path / "inference")]
-    program += ["--base-model-id", "HuggingFaceTB/SmolLM2-135M-Instruct", "--adapter-root", str(DEMO)]
-    program += ["--ordering-address", "127.0.0.1:1", "--ordering", "mixture"]
-    with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        log: list[str] = []
-        for line in process.stderr:
-            log.append(line)
-            if '"ready"' in line:
-                break
-        with Client(port_file.read_text().strip()) as client:
-            again = client.generate(CHAT, temperature=0.0, max_tokens=8)
-        process.terminate()
-        process.communicate(timeout=60)
+    away = ["--adapter-root", str(DEMO), "--ordering-address", "127.0.0.1:1", "--ordering", "mixture"]
+    with inference_alone(smollm2_gguf, tmp_path, *away) as restarted, Client(restarted.address) as client:
+        again = client.generate(CHAT, temperature=0.0, max_tokens=8)
     assert again.token_ids == answer.token_ids
+    log = restarted.log.read_text().splitlines()
     assert any("copy" in line and "warning" in line for line in log), log
 
 
