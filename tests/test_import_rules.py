@@ -60,3 +60,15 @@ def test_the_domain_of_orderings_needs_the_standard_library_alone() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ordering_svc"):
                 assert node.module.startswith(("ordering_svc.domain", "ordering_svc.errors")), (path, node.module)
+
+
+def test_the_library_of_hubs_is_imported_when_a_hub_is_asked() -> None:
+    # It takes a fifth of a second, which a model on this machine need not wait for.
+    hub = {path.stem for path in modules("inference_svc/weights") if path.stem.startswith("hub")} - {"hub_reference"}
+    slow = {"huggingface_hub", *(f"inference_svc.weights.{name}" for name in hub)}
+    for path in modules("inference_svc"):
+        if path.stem not in hub:
+            for node in ast.parse(path.read_text()).body:
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert not slow & {*names, *(name.split(".")[0] for name in names)}, path

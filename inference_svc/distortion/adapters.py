@@ -14,9 +14,9 @@ from inference_svc.adapters.ordering import FetchedOrdering, OrderingApplier
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import AdapterKind, LoraSelection, Mixture, XLoraSelection
 from inference_svc.distortion.errors import DistortionError
-from inference_svc.weights.hub import parse_hub_reference
-from inference_svc.weights.hub_fetch import download_adapter
+from inference_svc.weights.hub_reference import parse_hub_reference
 from inference_svc.weights.json_object import read_json_object
+from inference_svc.weights.locate import downloaded_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _located(source: str, folders: Sequence[str], ordering: Path | None) -> Path
     if hub is None or hub.file is not None:
         looked = " or ".join(map(str, places))
         raise DistortionError(f"adapters {source!r}: there is no folder {looked}, and it is not a hub id like org/name")
-    return download_adapter(hub, lambda listing: needed_files(listing, folders), AdapterLimits().max_bytes)
+    return downloaded_adapter(hub, lambda listing: needed_files(listing, folders), AdapterLimits().max_bytes)
 
 
 def _read(path: Path, source: str) -> FetchedOrdering:

@@ -58,6 +58,7 @@ class OpenedModel:
     base_model_id: str  # empty: not known
     device: torch.device
     kernels: KernelChoice
+    tokenizer: ModelTokenizer | None = None  # if it had to be built to judge the model
 
     def memory_needs(self) -> dict[str, int]:
         """Bytes that loading and running it take, by what they are for; keys, values and adapters apart."""
@@ -91,7 +92,7 @@ class OpenedModel:
             WeightsError: a file cannot be read, or has changed.
             TokenizationError: the tokenizer is of a kind that is not supported, or another model's.
         """
-        tokenizer = tokenizer_of(self.source, self.config.vocab_size)
+        tokenizer = self.tokenizer or tokenizer_of(self.source, self.config.vocab_size)
         checkpoint = load_checkpoint(self.loader)
         executor, notice = self.kernels.executor(define(checkpoint, longest))
         give_back_memory()
@@ -139,18 +140,21 @@ def open_base_model(
     target = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
     choice = choose_kernels(kernels, target, batch_invariant=batch_invariant)
 
+    tokenizer: ModelTokenizer | None = None
+
     def opened(source: ModelSource, hub_id: str | None) -> OpenedModel:
         exact = choice.name != "native" and choice.dtype == torch.float32
         loader = WeightLoader(source, quantize=quantize, exact=exact, device=target, on_progress=on_progress)
         check_tensors(loader)
         name = base_model_id or KNOWN_BASE_MODEL_IDS.get(reference) or hub_id or ""
-        return OpenedModel(source, loader, read_config(loader), name, target, choice)
+        return OpenedModel(source, loader, read_config(loader), name, target, choice, tokenizer)
 
     def check(source: ModelSource) -> None:
+        nonlocal tokenizer
         model = opened(source, None)
         if before_download is not None:
             before_download(model)
-        tokenizer_of(source, model.config.vocab_size)
+        tokenizer = tokenizer_of(source, model.config.vocab_size)
 
     located = locate_model(reference, check)
     return opened(open_model(located.path), located.hub_id)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import signal
 import sys
 from collections.abc import Mapping
 from datetime import datetime
@@ -124,24 +125,36 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def main(file_descriptor: int, max_chars: int) -> None:
+def _limit_time(seconds: float) -> None:
+    """End the process, whatever it is in the middle of, when it has computed for so long from now; 0: never.
+
+    What the processor did for others meanwhile does not count, so that a busy machine stops no innocent template.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def main(file_descriptor: int, max_chars: int, time_limit_s: float) -> None:
     """Take the template, then render one conversation after another until the other side hangs up."""
     _limit_memory()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process; whoever started it may have ignored it
     with Connection(file_descriptor) as connection:
         try:
             connection.send_bytes(b"ready")
             source = connection.recv_bytes().decode("utf-8", "surrogatepass")
+            _limit_time(time_limit_s)
             try:
                 template, broken = compile_template(source), None
             except (jinja2.exceptions.TemplateError, RecursionError, MemoryError) as error:
                 template, broken = None, {"error": f"the template is broken: {error}"}
             while True:
-                request = json.loads(connection.recv_bytes())
-                answer = broken if template is None else render(template, request, max_chars)
+                _limit_time(0)
+                request = connection.recv_bytes()
+                _limit_time(time_limit_s)
+                answer = broken if template is None else render(template, json.loads(request), max_chars)
                 connection.send_bytes(json.dumps(answer).encode())
         except (EOFError, ConnectionError):
             return
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

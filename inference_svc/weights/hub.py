@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,53 +20,18 @@ from inference_svc.weights.errors import HubUnavailable, MalformedFile, TooLarge
 from inference_svc.weights.hub_download import HubCommit, HubFile
 from inference_svc.weights.hub_errors import is_away, refusal
 from inference_svc.weights.hub_ranges import receive
+from inference_svc.weights.hub_reference import HubReference, is_plain
 from inference_svc.weights.listing import size_text
 
 MAX_SMALL_BYTES = 32 << 20  # of a file that is fetched to decide what to download
 MAX_HEADER_BYTES = 128 << 20  # the largest vocabularies take about 20 MiB of a GGUF file
 TIMEOUT_SECONDS = 10.0
 
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_REFERENCE = re.compile(
-    rf"(?P<repository>{_NAME}/{_NAME})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?(?::(?P<file>[^\0:]{{1,400}}))?"
-)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class HubReference:
-    """`org/name[@revision][:file]`"""
-
-    repository: str
-    revision: str | None
-    file: str | None
-
-    def __str__(self) -> str:
-        return self.place + (f":{self.file}" if self.file else "")
-
-    @property
-    def place(self) -> str:
-        """`org/name[@revision]`"""
-        return self.repository + (f"@{self.revision}" if self.revision else "")
-
-
-def parse_hub_reference(text: str) -> HubReference | None:
-    """None if the text does not have the form; names that climb (`..`) do not."""
-    match = _REFERENCE.fullmatch(text)
-    if match is None:
-        return None
-    repository, revision, file = match["repository"], match["revision"], match["file"]
-    if any(mark in repository for mark in ("..", "--")) or repository.endswith(".git"):
-        return None
-    if revision is not None and not _is_plain(revision):
-        return None
-    if file is not None and not _is_plain(file):
-        return None
-    return HubReference(repository, revision, file)
 
 
 class HubListing:
@@ -207,7 +171,7 @@ def open_listing(reference: HubReference) -> HubListing:
         size = sibling.size if sibling.size is not None else large.size if large is not None else 0
         files[sibling.rfilename] = HubFile(size, large.sha256 if large is not None else None)
     commit = HubCommit(reference.place, reference.repository, info.sha, endpoint, cache)
-    return HubListing(reference, commit, {name: file for name, file in files.items() if _is_plain(name)}, "")
+    return HubListing(reference, commit, {name: file for name, file in files.items() if is_plain(name)}, "")
 
 
 def _cached_listing(reference: HubReference, endpoint: str, cache: Path, away: str) -> HubListing | None:
@@ -245,7 +209,3 @@ def _asked(reference: HubReference, endpoint: str, question: Callable[[], T]) ->
         raise
     except Exception as error:
         raise refusal(str(reference), reference.repository, endpoint, error) from error
-
-
-def _is_plain(path: str) -> bool:
-    return all(part not in ("", ".", "..") for part in path.split("/")) and "\\" not in path

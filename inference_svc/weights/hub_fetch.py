@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from inference_svc.weights.errors import FileMissing, HubUnavailable, TooLarge
-from inference_svc.weights.hub import HubListing, HubReference, open_listing
+from inference_svc.weights.hub import HubListing, open_listing
+from inference_svc.weights.hub_reference import HubReference
 from inference_svc.weights.hub_source import hub_source
-from inference_svc.weights.listing import Listing, size_text
+from inference_svc.weights.listing import size_text
+from inference_svc.weights.locate import AdapterFiles, ModelCheck
 from inference_svc.weights.model_choice import choose_model
-from inference_svc.weights.opening import ModelSource
-
-ModelCheck = Callable[[ModelSource], None]
-"""Raises UnsupportedFile or MalformedFile for a model that would not run, by its headers alone."""
-
-AdapterFiles = Callable[[Listing], Sequence[str]]
-"""The files of an adapter, small ones first."""
 
 T = TypeVar("T")
 

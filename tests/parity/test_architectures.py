@@ -7,40 +7,24 @@ for most of them in torch, and less than 1e-4 in compiled code: sums in another 
 
 from __future__ import annotations
 
-import copy
+import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from inference_svc.adapters import selection
-from inference_svc.adapters.base_model import AdapterLimits
-from inference_svc.adapters.lora import load_lora
-from inference_svc.adapters.xlora import load_xlora
 from inference_svc.models.architectures import ARCHITECTURES
-from tests.parity.architecture_pairs import (
-    CHUNKS,
-    FORMATS,
-    IDS,
-    Pair,
-    logits_of,
-    mixture_on_every_module,
-    on_compiled_code,
-    peft_on_every_module,
-    written_model,
-)
+from tests.parity.adapter_cases import CASES, LOGITS_BAR, check
+from tests.parity.architecture_pairs import FORMATS, IDS, Pair, logits_of, on_compiled_code, written_model
 from tests.parity.executors import reference
-from tests.parity.peft_files import written
 from tests.parity.served import ServedModel
 from tests.parity.tiny_models import FOLDER_VARIANTS, ORIGINAL_LENGTH, TINY_MODELS, VARIANTS, TinyModel
-from tests.parity.xlora_oracle import peft_answer
 
 # PEFT warns of tied heads, transformers of configs that it does not like.
 pytestmark = pytest.mark.filterwarnings("ignore")
-LOGITS_BAR, SCALINGS_BAR = 1e-3, 1e-4
-CELLS = [pytest.param(name, form, id=f"{name}-{form}") for name in TINY_MODELS for form in FORMATS]
 Make = Callable[[TinyModel, str], Pair]
 
 
@@ -66,98 +50,25 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return pair_of
 
 
-def check(pair: Pair, mixture: selection.Mixture, expected: Tensor) -> None:
-    for served in pair.every_served:
-        for chunks in CHUNKS:
-            logits, _ = served.run_mixture(IDS, mixture, chunks)
-            assert (logits - expected).abs().max() <= LOGITS_BAR
-
-
-@pytest.mark.parametrize(("name", "form"), CELLS)
-def test_the_base_model(make: Make, name: str, form: str) -> None:
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_a_cell(make: Make, tmp_path: Path, name: str, form: str, kind: str) -> None:
     pair = make(TINY_MODELS[name], form)
-    assert pair.served.registry.base.architecture == served_as(name, form)
-    check(pair, selection.Mixture(), logits_of(pair.oracle))
-
-
-def served_as(name: str, form: str) -> str:
-    """The GGUF files of a Mistral are those of a Llama with a window."""
-    return "llama" if name == "mistral" and form != "safetensors" else name
-
-
-@pytest.mark.parametrize(("name", "form"), CELLS)
-def test_a_lora_on_every_module(make: Make, tmp_path: Path, name: str, form: str) -> None:
-    pair = make(TINY_MODELS[name], form)
-    if ARCHITECTURES[name].has_experts:
-        check_expert_lora(pair, tmp_path)
-    else:
-        check_lora(pair, tmp_path, use_dora=False)
-
-
-@pytest.mark.parametrize("name", ["phi3", "phi", "qwen2"])
-def test_a_dora_on_fused_layers_and_beside_biases(make: Make, tmp_path: Path, name: str) -> None:
-    check_lora(make(TINY_MODELS[name], "gguf-q8_0"), tmp_path, use_dora=True)
-
-
-def check_lora(pair: Pair, folder: Path, *, use_dora: bool) -> None:
-    """An adapter that changes every linear layer, the head too."""
-    base = pair.served.registry.base
-    peft = peft_on_every_module(pair.oracle, base, use_dora=use_dora)
-    expected = logits_of(peft)
-    assert (expected - logits_of(pair.oracle)).abs().max() > 100 * LOGITS_BAR
-    loaded = load_lora(written(peft, "a0", folder / "a0"), base, AdapterLimits())
-    check(pair, selection.Mixture(constant=(selection.WeightedBank(loaded.bank, 1.0),)), expected)
-
-
-def check_expert_lora(pair: Pair, folder: Path) -> None:
-    """The same where transformers 5 has fused the experts; adapters name the layers they were trained on before that.
-
-    PEFT puts such adapters together as it loads them: what it does here is no more than what merging them would do.
-    """
-    from peft import PeftModel
-
-    base = pair.served.registry.base
-    mixture = mixture_on_every_module(base, base.linear_shapes)
-    adapter = mixture.write(folder, "original") / mixture.order[0]
-    peft = PeftModel.from_pretrained(copy.deepcopy(pair.oracle), adapter).float().eval()
-    expected = logits_of(peft)
-    assert (expected - logits_of(pair.oracle)).abs().max() > 100 * LOGITS_BAR
-    loaded = load_lora(adapter, base, AdapterLimits())
-    assert loaded.bank.deltas.keys() == base.linear_shapes.keys()
-    check(pair, selection.Mixture(constant=(selection.WeightedBank(loaded.bank, 1.0),)), expected)
-
-
-@pytest.mark.parametrize(("name", "form"), CELLS)
-def test_an_xlora_on_every_module(make: Make, tmp_path: Path, name: str, form: str) -> None:
-    pair = make(TINY_MODELS[name], form)
-    base = pair.served.registry.base
-    # PEFT's mixtures adapt modules: not experts that transformers has fused, nor their router.
-    shapes = {path: shape for path, shape in base.linear_shapes.items() if "block_sparse_moe" not in path}
-    mixture = mixture_on_every_module(base, shapes)
-    logits, scalings = peft_answer(pair.oracle, mixture, mixture.write(tmp_path, "original"), IDS)
-    assert (logits - logits_of(pair.oracle)).abs().max() > 100 * LOGITS_BAR
-    # No ordering: the rows are in the order of the model's modules, which must be PEFT's.
-    loaded = load_xlora(mixture.write(tmp_path, "peft"), (), {}, base, AdapterLimits())
-    xlora = selection.Mixture(xlora=selection.XLoraMixture(loaded.bank, loaded.classifier))
-    for served in pair.every_served:
-        for chunks in CHUNKS:
-            ours, applied = served.run_mixture(IDS, xlora, chunks)
-            assert applied is not None
-            assert (applied - scalings).abs().max() <= SCALINGS_BAR
-            assert (ours - logits).abs().max() <= LOGITS_BAR
+    # The GGUF files of a Mistral are those of a Llama with a window.
+    assert pair.base.architecture == ("llama" if name == "mistral" and form != "safetensors" else name)
+    check(pair, kind, tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_what_else_the_files_of_an_architecture_say(make: Make, name: str, form: str) -> None:
-    pair = make(VARIANTS[name], form)
-    check(pair, selection.Mixture(), logits_of(pair.oracle))
+def test_what_else_the_files_of_an_architecture_say(make: Make, tmp_path: Path, name: str, form: str) -> None:
+    check(make(VARIANTS[name], form), "base", tmp_path)
 
 
 @pytest.mark.parametrize("name", FOLDER_VARIANTS)
-def test_what_only_config_json_can_say(make: Make, name: str) -> None:
-    pair = make(FOLDER_VARIANTS[name], "safetensors")
-    check(pair, selection.Mixture(), logits_of(pair.oracle))
+def test_what_only_config_json_can_say(make: Make, tmp_path: Path, name: str) -> None:
+    check(make(FOLDER_VARIANTS[name], "safetensors"), "base", tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -172,3 +83,45 @@ def test_up_to_its_original_length_a_longrope_model_has_the_short_factors(make: 
 
 def test_every_architecture_has_its_cells() -> None:
     assert TINY_MODELS.keys() == ARCHITECTURES.keys()
+
+
+# How README.md calls architectures, formats and kinds of adapters.
+ROWS = {
+    "Llama": ["llama"],
+    "Mistral": ["mistral"],
+    "Phi-3": ["phi3"],
+    "Gemma": ["gemma", "gemma2"],
+    "Qwen2": ["qwen2"],
+    "Phi-2": ["phi"],
+    "StarCoder2": ["starcoder2"],
+    "Mixtral": ["mixtral"],
+}
+COLUMNS = {
+    "folder": "safetensors",
+    "GGUF float": "gguf",
+    "GGUF quantized": "gguf-q8_0",
+    "LoRA": "lora",
+    "weighted": "weighted",
+    "DoRA": "dora",
+    "X-LoRA": "xlora",
+}
+
+
+def test_the_table_of_the_readme_says_what_is_tested_here() -> None:
+    # `test_a_cell` has every architecture in every format with every kind: of those, columns and rows must be.
+    lines = (Path(__file__).resolve().parents[2] / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| architecture |"))
+    header, _, *rows = [
+        cells_of(line) for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    ]
+    assert {COLUMNS[name] for name in header[1:]} <= {*FORMATS, *CASES}
+    names = []
+    for name, *cells in rows:
+        names += ROWS[re.split(r"[ ,]", name)[0]]
+        for column, cell in zip(header[1:], cells, strict=True):
+            assert cell.startswith(("yes", "untested")), (name, column)
+    assert sorted(names) == sorted(TINY_MODELS)
+
+
+def cells_of(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]

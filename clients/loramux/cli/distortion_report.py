@@ -133,7 +133,10 @@ def heading(distortion: Mapping[str, Any]) -> str:
 
 
 def _model_line(side: Mapping[str, Any]) -> str:
-    return f"{side['model']} ({side['quantization']}, {side['kernels']})"
+    model = str(side["model"])
+    if model.startswith(("/", ".", "~")):  # where it lies would leave no room for what it is; the table says it
+        model = Path(model).name
+    return f"{model} ({side['quantization']}, {side['kernels']})"
 
 
 def _cell(value: object) -> object:

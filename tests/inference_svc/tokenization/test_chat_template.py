@@ -111,7 +111,7 @@ def test_a_template_that_refuses_or_fails_says_why(source: str, message: str) ->
 )
 def test_a_hostile_template_is_stopped_and_the_next_conversation_served(source: str) -> None:
     hostile = "{% if messages[0].content == 'attack' %}" + source + "{% else %}fine{% endif %}"
-    template = ChatTemplate(hostile, {}, time_limit_s=0.5)
+    template = ChatTemplate(hostile, {}, time_limit_s=0.5)  # of computing, so that a busy machine fails nothing
     for _ in range(2):
         with pytest.raises(ChatTemplateError):
             template.render([ChatMessage("user", "attack")])
@@ -119,7 +119,7 @@ def test_a_hostile_template_is_stopped_and_the_next_conversation_served(source: 
 
 
 def test_a_hostile_constant_is_stopped_when_it_is_compiled() -> None:
-    with pytest.raises(ChatTemplateError):
+    with pytest.raises(ChatTemplateError, match=r"did not finish within 0\.5 s, and was stopped"):
         ChatTemplate("{{ 10 ** (10 ** 10) }}", {}, time_limit_s=0.5).render(HI)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inference_svc.weights.hub import HubReference, parse_hub_reference
 from inference_svc.weights.hub_fetch import download_model
+from inference_svc.weights.hub_reference import HubReference, parse_hub_reference
 from tests.inference_svc.weights.fake_hub import FakeHub
 from tests.inference_svc.weights.repositories import Checks, checkpoint, gguf_bytes, safetensors_bytes
 

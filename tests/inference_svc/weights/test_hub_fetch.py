@@ -13,6 +13,8 @@ from inference_svc.config import load_config
 from inference_svc.memory_plan import room_for_adapters
 from inference_svc.models.base_model import OpenedModel, open_base_model
 from inference_svc.tokenization.errors import TokenizationError
+from inference_svc.tokenization.source import tokenizer_of
+from inference_svc.tokenization.tokenizer import ModelTokenizer
 from inference_svc.weights.errors import (
     FileMissing,
     MalformedFile,
@@ -22,6 +24,7 @@ from inference_svc.weights.errors import (
     UnsupportedFile,
 )
 from inference_svc.weights.hub_fetch import download_adapter
+from inference_svc.weights.opening import ModelSource
 from inference_svc.weights.source import SourceFormat
 from tests.inference_svc.weights.fake_hub import FakeHub, commit, sha256
 from tests.inference_svc.weights.hub_world import MODEL, OLD_MODEL, PARTS, SHARDS, blobs, fetch, names, reference, shard
@@ -227,6 +230,22 @@ def test_the_service_loads_what_comes_from_a_hub(hub: FakeHub, tiny: TinyModel, 
     assert model.shape.base_model_id == text
     assert model.quantization == "F32"
     assert model.tokenizer.encode("The sea") == list(map(TOKENS.index, ["Th", *"eĠsea"]))
+
+
+@pytest.mark.parametrize("text", ["org/tiny", "org/tiny-gguf"])
+def test_a_tokenizer_is_built_once_whether_the_model_has_to_be_downloaded_or_not(
+    hub: FakeHub, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    built: list[ModelTokenizer] = []
+
+    def build(source: ModelSource, vocab_size: int) -> ModelTokenizer:
+        built.append(tokenizer_of(source, vocab_size))
+        return built[-1]
+
+    monkeypatch.setattr("inference_svc.models.base_model.tokenizer_of", build)
+    for count in (1, 2):
+        assert opened(text).load().tokenizer is built[-1]
+        assert len(built) == count
 
 
 @pytest.mark.parametrize(

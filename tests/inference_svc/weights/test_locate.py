@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference_svc.weights.errors import FileMissing, HubUnavailable, PathNotAllowed, UnsupportedFile, WeightsError
-from inference_svc.weights.hub import HubReference, parse_hub_reference
+from inference_svc.weights.hub_reference import HubReference, parse_hub_reference
 from inference_svc.weights.locate import LocatedModel, locate_adapter, locate_model, resolve_inside
 from tests.inference_svc.weights.conftest import ServeHub
 from tests.inference_svc.weights.fake_hub import FakeHub
