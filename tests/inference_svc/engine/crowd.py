@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.classifier import XLoraOverrides
@@ -37,6 +39,8 @@ from inference_svc.engine.request import (
     TokenLogprobs,
     XLoraOptions,
 )
+from inference_svc.kv_cache.cache import KVCache
+from inference_svc.layers.batch import ForwardBatch
 from inference_svc.models.base_model import BaseModel
 from inference_svc.scheduling.granularity import FrozenAfter, FrozenWhenSettled, RecomputedEvery
 from inference_svc.scheduling.sequence import ScheduledSequence
@@ -196,6 +200,20 @@ def under_pressure(engine: Engine, *, every: int) -> None:
         return schedule()
 
     scheduler.schedule = preempt_and_schedule  # type: ignore[method-assign]
+
+
+def rows_of_passes(engine: Engine) -> list[int]:
+    """How many rows each forward pass has; grows as the engine steps."""
+    rows: list[int] = []
+    hidden_states = engine._runner.executor.hidden_states
+
+    def counted(batch: ForwardBatch, cache: KVCache) -> Tensor:
+        rows.append(len(batch.token_ids))
+        return hidden_states(batch, cache)
+
+    engine._runner.executor = copy.copy(engine._runner.executor)
+    engine._runner.executor.hidden_states = counted  # type: ignore[method-assign]
+    return rows
 
 
 class Solo:

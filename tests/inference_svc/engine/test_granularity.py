@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ from torch import Tensor
 from inference_svc.adapters.classifier import XLoraOverrides
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import ActiveSelection, BaseSelection, LoraSelection, Selection, XLoraSelection
-from inference_svc.engine.engine import BLOCK_SIZE, Engine, EngineConfig
+from inference_svc.engine.engine import Engine, EngineConfig
 from inference_svc.engine.request import (
     GenerationRequest,
     Output,
@@ -25,7 +23,6 @@ from inference_svc.engine.request import (
     XLoraOptions,
 )
 from inference_svc.errors import InvalidRequest
-from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import AdapterRows, AttentionSegment, ForwardBatch
 from inference_svc.models.base_model import BaseModel
 from inference_svc.scheduling.granularity import (
@@ -35,8 +32,16 @@ from inference_svc.scheduling.granularity import (
     Granularity,
     RecomputedEvery,
 )
-from tests.inference_svc.engine.crowd import SYSTEM_PROMPT, Kind, Solo, answered, request, tiny_registry, under_pressure
-from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
+from tests.inference_svc.engine.crowd import (
+    SYSTEM_PROMPT,
+    Kind,
+    Solo,
+    answered,
+    request,
+    rows_of_passes,
+    under_pressure,
+)
+from tests.inference_svc.engine.tiny_engine import Reader, own_cache, when_idle
 
 GRANULARITIES: list[Granularity] = [
     EVERY_TOKEN,
@@ -54,23 +59,6 @@ GRANULARITIES: list[Granularity] = [
 MIXTURES = ("mixture", "compass")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return tiny_base_model(tmp_path_factory.mktemp("model"), hidden=32, heads=4, ffn=48)
-
-
-@pytest.fixture(scope="module")
-def registry(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> AdapterRegistry:
-    return tiny_registry(base, tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture(scope="module")
-def solo(base: BaseModel, registry: AdapterRegistry) -> Iterator[Solo]:
-    alone = Solo(base, registry)
-    yield alone
-    alone.stop()
-
-
 def xlora_request(
     granularity: Granularity | None, prompt: tuple[int, ...] = SYSTEM_PROMPT, *, name: str = "mixture", new: int = 20
 ) -> GenerationRequest:
@@ -80,11 +68,9 @@ def xlora_request(
 
 def forward(base: BaseModel, token_ids: list[int], adapters: tuple[AdapterRows, ...]) -> Tensor:
     """Hidden states of all tokens at once, on a cache of their own."""
-    config, blocks = base.config, -(-len(token_ids) // BLOCK_SIZE)
-    shape = (config.num_layers, blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim, config.hidden_size)
-    cache = KVCache(*shape, dtype=torch.float32, device=base.device)
+    cache = own_cache(base, len(token_ids))
     rows = torch.arange(len(token_ids))
-    segment = AttentionSegment(0, len(token_ids), 0, torch.arange(blocks))
+    segment = AttentionSegment(0, len(token_ids), 0, torch.arange(cache.storage[0].shape[1]))
     return base.executor.hidden_states(ForwardBatch(torch.tensor(token_ids), rows, rows, (segment,), adapters), cache)
 
 
@@ -293,20 +279,6 @@ def stepped_engine(base: BaseModel, registry: AdapterRegistry) -> Engine:
     engine = Engine(base, registry, EngineConfig(prefix_caching=False))
     engine._check_accepting = lambda: None  # type: ignore[method-assign]
     return engine
-
-
-def rows_of_passes(engine: Engine) -> list[int]:
-    """How many rows each forward pass has; grows as the engine steps."""
-    rows: list[int] = []
-    hidden_states = engine._runner.executor.hidden_states
-
-    def counted(batch: ForwardBatch, cache: KVCache) -> Tensor:
-        rows.append(len(batch.token_ids))
-        return hidden_states(batch, cache)
-
-    engine._runner.executor = copy.copy(engine._runner.executor)
-    engine._runner.executor.hidden_states = counted  # type: ignore[method-assign]
-    return rows
 
 
 def scalings_of(engine: Engine, what: GenerationRequest) -> Tensor:

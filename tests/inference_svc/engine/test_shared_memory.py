@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from torch import Tensor
 
 from inference_svc.adapters.base_model import AdapterLimits
 from inference_svc.adapters.lora import load_lora
@@ -16,8 +15,6 @@ from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.selection import BaseSelection, LoraSelection, Mixture, XLoraSelection
 from inference_svc.engine.engine import Engine, EngineConfig
 from inference_svc.engine.request import GenerationRequest
-from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import ForwardBatch
 from inference_svc.models.base_model import BaseModel
 from tests.inference_svc.adapters.conftest import AdapterWriter
 from tests.inference_svc.engine.crowd import (
@@ -31,28 +28,11 @@ from tests.inference_svc.engine.crowd import (
     load_mixture,
     lora_folder,
     request,
-    tiny_registry,
+    rows_of_passes,
     under_pressure,
     xlora_folder,
 )
-from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return tiny_base_model(tmp_path_factory.mktemp("model"), hidden=32, heads=4, ffn=48)
-
-
-@pytest.fixture(scope="module")
-def registry(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> AdapterRegistry:
-    return tiny_registry(base, tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture(scope="module")
-def solo(base: BaseModel, registry: AdapterRegistry) -> Iterator[Solo]:
-    alone = Solo(base, registry)
-    yield alone
-    alone.stop()
+from tests.inference_svc.engine.tiny_engine import Reader, when_idle
 
 
 def all_kinds(*, reports: bool, temperature: float = 0.0) -> list[GenerationRequest]:
@@ -133,15 +113,8 @@ def test_every_pair_of_kinds_in_one_batch_answers_as_each_alone(
 
 
 def test_a_scaling_pass_shares_blocks_and_hidden_states_with_the_base_model_and_with_other_mixtures(
-    base: BaseModel, engine: Engine, solo: Solo, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, solo: Solo
 ) -> None:
-    rows: list[int] = []
-    whole = base.executor.hidden_states
-
-    def counted(batch: ForwardBatch, cache: KVCache) -> Tensor:
-        rows.append(len(batch.token_ids))
-        return whole(batch, cache)
-
     def rows_of(kind: str) -> list[int]:
         rows.clear()
         what = request(KINDS[kind], SYSTEM_PROMPT, new=1)
@@ -149,7 +122,7 @@ def test_a_scaling_pass_shares_blocks_and_hidden_states_with_the_base_model_and_
         return list(rows)
 
     expected = {kind: solo.answer(request(KINDS[kind], SYSTEM_PROMPT, new=1)) for kind in KINDS}
-    monkeypatch.setattr(base.executor, "hidden_states", counted)
+    rows = rows_of_passes(engine)
     assert rows_of("base") == [37]
     assert rows_of("xlora") == [5, 37]  # the scaling pass has the rest of the third block to do
     assert rows_of("other xlora") == [5, 37]

@@ -59,7 +59,7 @@ from tests.inference_svc.engine.crowd import (
     under_pressure,
     xlora_folder,
 )
-from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
+from tests.inference_svc.engine.tiny_engine import Reader, when_idle
 
 NUM_REQUESTS = int(os.environ.get("LORAMUX_STRESS_REQUESTS", "150"))
 MOST_AT_ONCE = 40
@@ -75,11 +75,6 @@ class Versions:
 
     def __iter__(self) -> Iterator[Loaded]:
         return itertools.chain(*self.loras.values(), *self.mixtures.values())
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return tiny_base_model(tmp_path_factory.mktemp("model"), hidden=32, heads=4, ffn=48)
 
 
 @pytest.fixture(scope="module")

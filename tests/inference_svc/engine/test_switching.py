@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +10,6 @@ from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.engine.engine import BLOCK_SIZE, Engine, EngineConfig
 from inference_svc.engine.model_runner import ModelRunner, RowRequest
 from inference_svc.kv_cache.blocks import BlockPool
-from inference_svc.kv_cache.cache import KVCache
 from inference_svc.models.base_model import BaseModel
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 from tests.inference_svc.engine.crowd import (
@@ -21,10 +18,9 @@ from tests.inference_svc.engine.crowd import (
     Solo,
     answered,
     request,
-    tiny_registry,
     under_pressure,
 )
-from tests.inference_svc.engine.tiny_engine import Reader, tiny_base_model, when_idle
+from tests.inference_svc.engine.tiny_engine import Reader, own_cache, tiny_base_model, when_idle
 
 ORIGINAL_LENGTH = 44
 NEW = 8
@@ -42,25 +38,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return tiny_base_model(folder, hidden=32, heads=4, ffn=48, original_length=ORIGINAL_LENGTH)
 
 
-@pytest.fixture(scope="module")
-def registry(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> AdapterRegistry:
-    return tiny_registry(base, tmp_path_factory.mktemp("adapters"))
-
-
-@pytest.fixture(scope="module")
-def solo(base: BaseModel, registry: AdapterRegistry) -> Iterator[Solo]:
-    alone = Solo(base, registry)
-    yield alone
-    alone.stop()
-
-
 def last_logits(
     base: BaseModel, registry: AdapterRegistry, kind: str, token_ids: list[int], switch_length: int | None
 ) -> Tensor:
     """From one pass over the whole text on a cache of its own."""
-    config, blocks = base.config, 2 * -(-len(token_ids) // BLOCK_SIZE)
-    shape = (config.num_layers, blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim, config.hidden_size)
-    runner = ModelRunner(base.executor, KVCache(*shape, dtype=torch.float32, device=base.device), base.device)
+    cache = own_cache(base, 2 * (len(token_ids) + BLOCK_SIZE - 1))
+    runner = ModelRunner(base.executor, cache, base.device)
     lease = registry.lease(KINDS[kind].selection)
     mixture = KINDS[kind].xlora.applied_to(lease.mixture)
     lease.release()
@@ -69,7 +52,7 @@ def last_logits(
     )
     if sequence.must_switch:
         sequence.switch()
-    pool = BlockPool(blocks, BLOCK_SIZE)
+    pool = BlockPool(cache.storage[0].shape[1], BLOCK_SIZE)
     sequence.blocks.grow(pool, len(token_ids))
     sequence.scaling_blocks.grow(pool, len(token_ids) if mixture.xlora is not None else 0)
     scheduled = ScheduledSequence(sequence, len(token_ids), sequence.num_scaling_rows(len(token_ids)))

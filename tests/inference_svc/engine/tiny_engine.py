@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from inference_svc.adapters.base_model import BaseModelShape
-from inference_svc.engine.engine import Engine
+from inference_svc.engine.engine import BLOCK_SIZE, Engine, make_cache
 from inference_svc.engine.output_stream import OutputStream
 from inference_svc.engine.request import Event, Failed, Finished, GenerationRequest, Output
 from inference_svc.kernels.reference import ReferenceKernels
+from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.eager import EagerExecutor
 from inference_svc.models.architectures import linear_shapes
 from inference_svc.models.base_model import BaseModel, define
@@ -47,6 +48,12 @@ def tiny_base_model(
     config = checkpoint.config
     shape = BaseModelShape("llama", "", config.hidden_size, linear_shapes(config), True, CPU)
     return BaseModel(executor, config, Letters(), shape, CPU, "Q8_0", checkpoint.nbytes, "")  # type: ignore[arg-type]
+
+
+def own_cache(base: BaseModel, num_tokens: int) -> KVCache:
+    """A cache with room for so many tokens, for a pass that no engine runs."""
+    blocks = -(-num_tokens // BLOCK_SIZE)
+    return make_cache(base.config, blocks * BLOCK_SIZE, torch.float32, base.device, hidden_dtype=torch.float32)
 
 
 class Reader:
