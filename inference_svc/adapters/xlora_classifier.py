@@ -68,8 +68,9 @@ def with_lost_layers(
         raise AdapterMalformed(
             f"{name}: layer {listed} of the classifier was lost when PEFT saved it: PEFT takes what has the number of "
             "an adapter in its name for a part of that adapter, and puts random layers in its place when it loads. "
-            f"What it wrote to {lost[0]}/{PEFT.classifier_name} has the layer, as `{PEFT_PREFIX}weight`; else save the "
-            "tensors of `internal_xlora_classifier` from the trained model with safetensors",
+            f"It writes the layer to {lost[0]}/{PEFT.classifier_name}, as `{PEFT_PREFIX}weight`, but the file here is "
+            "without it: take the one that PEFT wrote, or save the tensors of `internal_xlora_classifier` from the "
+            "trained model with safetensors",
             file=name,
             lost_layers=",".join(map(str, lost)),
         )

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import reprlib
+
 import protovalidate
 from google.protobuf.message import Message
 
 from inference_svc.rpc.status import FieldProblem
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
+
 
 def problems_of(request: Message) -> list[FieldProblem]:
     """Every broken rule of the contract, in field order; empty if there is none."""
-    return [_problem(violation.proto) for violation in protovalidate.collect_violations(request)]
+    return [_problem(violation) for violation in protovalidate.collect_violations(request)]
 
 
-def _problem(violation: protovalidate.ViolationPb) -> FieldProblem:
-    elements = violation.field.elements if violation.field is not None else ()
-    return FieldProblem(_dotted(list(elements)), violation.message, violation.rule_id.upper().replace(".", "_"))
+def _problem(violation: protovalidate.Violation) -> FieldProblem:
+    found = violation.proto
+    elements = found.field.elements if found.field is not None else ()
+    value = violation.field_value
+    # Of a list or a message the field's name says more than its content.
+    got = f" (got {_SHORT.repr(value)})" if isinstance(value, str | int | float) else ""
+    return FieldProblem(_dotted(list(elements)), f"{found.message}{got}", found.rule_id.upper().replace(".", "_"))
 
 
 def _dotted(elements: list[protovalidate.FieldPathElementPb]) -> str:

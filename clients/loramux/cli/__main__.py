@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as error:
         return report_command_error(session, error.reason, str(error), error.exit_code)
     except OSError as error:
-        return report_command_error(session, "FILE", str(error), 1)
+        named = error.filename is not None and error.strerror is not None
+        message = f"{error.filename}: {error.strerror}" if named else str(error)
+        return report_command_error(session, "FILE", message, 1)
     except KeyboardInterrupt:
         return INTERRUPTED
 

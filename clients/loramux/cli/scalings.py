@@ -77,7 +77,7 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE.npz", help="What --scalings-out saved.")],
     as_csv: Annotated[bool, typer.Option("--csv", help="As CSV: one line for each token and layer.")] = False,
     as_npy: Annotated[
-        bool, typer.Option("--npy", help="As a numpy array of float32 [tokens, layers, adapters]; needs -o.")
+        bool, typer.Option("--npy", help=r"As a numpy array of float32 \[tokens, layers, adapters]; needs -o.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it here.")] = None,
     as_json: JsonOption = False,

@@ -62,6 +62,24 @@ def xlora(**options: Any) -> generation_pb2.GenerateRequest:
     return pb.GenerateRequest(prompt=PROMPT, xlora=pb.XLoraOptions(**options))
 
 
+@pytest.mark.parametrize(
+    ("changes", "field", "got"),
+    [
+        ({"adapter_id": "bad name"}, "adapter_id", "(got 'bad name')"),
+        ({"adapter_id": "x" * 10_000}, "adapter_id", "xxxx...xxxx"),
+        ({"source": ""}, "source", "at least 1 characters (got '')"),
+        ({"expected_digest": "abc"}, "expected_digest", "(got 'abc')"),
+    ],
+)
+async def test_a_broken_rule_is_told_with_the_value_that_breaks_it(
+    adapters: AdapterServiceAsyncStub, changes: dict[str, str], field: str, got: str
+) -> None:
+    request = adapter_service_pb2.LoadAdapterRequest(**({"adapter_id": "a", "source": "s"} | changes))  # type: ignore[arg-type]
+    said = violations_of(await failure_of(adapters.LoadAdapter, request))[field]
+    assert got in said
+    assert len(said) < 250
+
+
 REFUSED = [
     (pb.GenerateRequest(), "prompt"),
     (pb.GenerateRequest(prompt=pb.Prompt()), "prompt.prompt"),
