@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
@@ -105,12 +106,24 @@ class ServedModel:
 
     def run_mixture(self, token_ids: Seq[int], mixture: Mixture, chunks: Seq[int]) -> tuple[Tensor, Tensor | None]:
         """The same without names and leases."""
-        sequence = self.start(token_ids, mixture)
-        results = [self.step([(sequence, mixture, count)])[0] for count in chunks]
-        self.finish(sequence)
-        logits = torch.cat([torch.from_numpy(r.logits) for r in results if r.logits is not None])
-        scalings = [r.scalings for r in results if r.scalings is not None]
-        return logits, torch.cat(scalings) if scalings else None
+        return self._run([(self.start(token_ids, mixture), mixture)], chunks)[0]
+
+    def run_together(
+        self, token_ids: Seq[int], selections: Iterable[Selection], chunks: Seq[int]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """The same ids with each of some selections, all in one batch."""
+        mixtures = [self.mixture(selection) for selection in selections]
+        return self._run([(self.start(token_ids, mixture), mixture) for mixture in mixtures], chunks)
+
+    def _run(self, started: Seq[tuple[Sequence, Mixture]], chunks: Seq[int]) -> list[tuple[Tensor, Tensor | None]]:
+        steps = [self.step([(*each, count) for each in started]) for count in chunks]
+        answers = []
+        for results, (sequence, _) in zip(zip(*steps, strict=True), started, strict=True):
+            self.finish(sequence)
+            logits = torch.cat([torch.from_numpy(r.logits) for r in results if r.logits is not None])
+            scalings = [r.scalings for r in results if r.scalings is not None]
+            answers.append((logits, torch.cat(scalings) if scalings else None))
+        return answers
 
 
 def serve_on(name: str, gguf: Path, *, batch_invariant: bool = False) -> ServedModel:

@@ -25,8 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 LOGITS_BAR = 1e-3
 SCALINGS_BAR = 1e-4
 LENGTH = 45
-# Whole, and as it is served: a prompt in two chunks, then token by token.
-CHUNKS = {"whole prompt": (LENGTH,), "cached decoding": (20, 13, *[1] * 12)}
+DECODED = (20, 13, *[1] * 12)  # as it is served: a prompt in two chunks, then token by token
 
 
 @pytest.fixture(scope="module", params=EXACT)
@@ -102,12 +101,24 @@ CASES: dict[str, Selection] = {
 }
 
 
-@pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS.keys())
+@pytest.fixture(scope="module")
+def decoded(served: ServedModel, token_ids: list[int]) -> Mapping[str, tuple[Tensor, Tensor | None]]:
+    """What the cache makes of every case, all of them decoded together: weights are unpacked once for all."""
+    return dict(zip(CASES, served.run_together(token_ids, CASES.values(), DECODED), strict=True))
+
+
+@pytest.mark.parametrize("way", ["whole prompt", "cached decoding"])
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_those_of_peft(
-    served: ServedModel, oracle: Mapping[str, Tensor], token_ids: list[int], case: str, chunks: tuple[int, ...]
+    served: ServedModel,
+    decoded: Mapping[str, tuple[Tensor, Tensor | None]],
+    oracle: Mapping[str, Tensor],
+    token_ids: list[int],
+    case: str,
+    way: str,
 ) -> None:
-    logits, scalings = served.run(token_ids, CASES[case], chunks)
+    is_whole = way == "whole prompt"
+    logits, scalings = served.run(token_ids, CASES[case], (LENGTH,)) if is_whole else decoded[case]
     assert (logits - oracle[case]).abs().max() <= LOGITS_BAR
     if case == "x-lora":
         assert scalings is not None
