@@ -54,4 +54,6 @@ class LoadingThreads:
 def _give_way() -> None:
     """Lower this thread's priority: Linux knows it by thread, and so do the threads that torch starts from it."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        # From where the service itself stands: to be raised above that a thread has no right, nor should it be.
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))

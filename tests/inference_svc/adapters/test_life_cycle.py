@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 
 from inference_svc.adapters import lora as lora_module
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
-from inference_svc.adapters.loading_threads import MAX_WAITING, NUM_THREADS, LoadingThreads
+from inference_svc.adapters.loading_threads import MAX_WAITING, NICENESS, NUM_THREADS, LoadingThreads
 from inference_svc.adapters.lora import LoadedLora, load_lora
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.resident import LoadItem
@@ -81,6 +83,24 @@ async def test_too_many_waiting_loads_are_refused_and_a_caller_that_leaves_harms
     assert all(await asyncio.gather(*waiting[1:]))
     assert await threads.run(gate.wait)
     threads.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all threads of a process have its priority")
+@pytest.mark.parametrize("own", [0, 15])
+def test_loads_give_way_to_the_service_that_they_are_loads_of_whatever_its_own_priority(own: int) -> None:
+    program = f"""
+import asyncio, os, threading
+from inference_svc.adapters.loading_threads import LoadingThreads
+
+os.nice(max(0, {own} - os.nice(0)))
+threads = LoadingThreads()
+print(os.nice(0), asyncio.run(threads.run(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))))
+threads.close()
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    service, load = map(int, said.stdout.split())
+    assert service >= own
+    assert load == min(19, service + NICENESS)
 
 
 def test_a_limit_evicts_what_was_used_longest_ago_and_spares_the_rest(base: BaseModelShape, lora: MakeLora) -> None:
