@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -59,22 +60,24 @@ class InferenceAlone:
     """An inference service that is ready."""
 
     address: str
+    metrics: str | None  # where they are served
     log: Path  # a line of JSON for each event
 
 
 @contextmanager
 def inference_alone(gguf: Path, data_dir: Path, *extra: str, base_model_id: str = SMOLLM2) -> Iterator[InferenceAlone]:
     """The inference service without an ordering service of its own, on a free port, until the block ends."""
-    port_file, log = data_dir / "port", data_dir / "log"
+    log = data_dir / "log"
     program = [sys.executable, "-m", "inference_svc", "--model", str(gguf), "--base-model-id", base_model_id]
-    program += ["--listen", "127.0.0.1:0", "--port-file", str(port_file), "--data-dir", str(data_dir / "inference")]
+    program += ["--listen", "127.0.0.1:0", "--data-dir", str(data_dir / "inference"), "--log-format", "json"]
     program += ["--batch-invariant", *extra]
     with log.open("w") as stderr, subprocess.Popen(program, stderr=stderr) as process:
         try:
-            while not port_file.exists():
+            while not (ready := re.search(r'^.*"event": "ready".*\n', log.read_text(), re.MULTILINE)):
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.02)
-            yield InferenceAlone(port_file.read_text().strip(), log)
+            told = json.loads(ready[0])
+            yield InferenceAlone(told["address"], told["metrics"], log)
         finally:
             process.terminate()
             process.wait(timeout=60)

@@ -7,7 +7,6 @@ test beside it, tests/inference_svc/engine/test_stress.py, preempts at every poi
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import random
@@ -260,8 +259,8 @@ def test_every_answer_is_the_solo_answer_of_the_digests_and_the_ordering_it_repo
         contents.store(client)
         place = ("--ordering-address", alone.ordering)
         with inference_alone(model, crowded, *root, *place, *FOLLOWING, *CROWDED, *LRU, base_model_id=BASE_ID) as busy:
-            (ready,) = [line for line in map(json.loads, busy.log.read_text().splitlines()) if line["event"] == "ready"]
-            crowd, figures = asyncio.run(in_a_crowd(busy.address, alone.ordering, ready["metrics"], contents))
+            assert busy.metrics is not None
+            crowd, figures = asyncio.run(in_a_crowd(busy.address, alone.ordering, busy.metrics, contents))
         solo = Solo(client, [*contents.red, *contents.blue, *contents.guests, *contents.roses])
         # In the order of orderings: each is applied once.
         for asked, answer in sorted(crowd.answers, key=lambda pair: [each.ordering or "" for each in pair[1].adapters]):

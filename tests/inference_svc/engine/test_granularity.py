@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,14 +33,17 @@ from inference_svc.scheduling.granularity import (
     Granularity,
     RecomputedEvery,
 )
+from tests.inference_svc.adapters.conftest import AdapterWriter
 from tests.inference_svc.engine.crowd import (
     SYSTEM_PROMPT,
     Kind,
     Solo,
     answered,
+    load_mixture,
     request,
     rows_of_passes,
     under_pressure,
+    xlora_folder,
 )
 from tests.inference_svc.engine.tiny_engine import Reader, own_cache, when_idle
 
@@ -272,6 +276,25 @@ def test_overrides_are_of_one_request_alone(base: BaseModel, registry: AdapterRe
     assert (sharp >= plain).all()
     base_answer = solo.answer(request(Kind(BaseSelection()), SYSTEM_PROMPT, new=20, reports=True))
     assert answers[4].tokens == base_answer.tokens
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"top_k_lora": 2}, {"softmax_temperature": 0.25}, {"global_scaling_weight": -0.5, "top_k_lora": 1}],
+    ids=str,
+)
+def test_an_override_is_what_a_mixture_that_is_configured_so_computes(
+    base: BaseModel, registry: AdapterRegistry, solo: Solo, tmp_path: Path, given: dict[str, float]
+) -> None:
+    folder = xlora_folder(AdapterWriter(tmp_path, base.shape), "mixture", 5, **given)  # else as the crowd's own
+    name = "-".join(given)  # of its own, as `solo` knows a request by the names in it
+    registry.load(name, load_mixture(folder, base), source=name)
+    overrides = XLoraOverrides(**given)  # type: ignore[arg-type]
+    overridden = dataclasses.replace(xlora_request(None), xlora=XLoraOptions(None, overrides))
+    answers = [solo.answer(what) for what in (overridden, xlora_request(None, name=name))]
+    registry.unload(name)
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[0].scalings == answers[1].scalings != solo.answer(xlora_request(None)).scalings
 
 
 def stepped_engine(base: BaseModel, registry: AdapterRegistry) -> Engine:
