@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "memory.h"
 #include "vector.h"
 
 namespace loramux {
@@ -59,11 +60,13 @@ constexpr int64_t MOST_QUERIES = 16;  // rows of a tile times heads of a group
 inline int64_t rows_per_tile(const AttentionShape& shape) { return std::max<int64_t>(1, MOST_QUERIES / shape.group()); }
 
 // Scores of NQ queries with NB blocks of keys: [NQ][NB], 16 positions each.
-template <int NQ, int NB, typename T>
-void score_blocks(const float* const* queries, const T* const* keys, int64_t dim, Vector (&scores)[NQ][NB]) {
+// On the way `ahead(offset)` may ask the memory for the numbers at this offset of other blocks.
+template <int NQ, int NB, typename T, typename Ahead>
+void score_blocks(const float* const* queries, const T* const* keys, int64_t dim, Vector (&scores)[NQ][NB], const Ahead& ahead) {
     for (int q = 0; q < NQ; q++)
         for (int b = 0; b < NB; b++) scores[q][b] = Vector{};
     for (int64_t d = 0; d < dim; d++) {
+        if (d * BLOCK * sizeof(T) % 64 == 0) ahead(d * BLOCK);
         Vector k[NB];
         for (int b = 0; b < NB; b++) k[b] = load_any(keys[b] + d * BLOCK);
         for (int q = 0; q < NQ; q++) {
@@ -93,7 +96,8 @@ void mix_values(const float (*weights)[CHUNK], int64_t count, const T* const* va
 
 template <int NQ, typename T>
 void attend_queries(const AttentionShape& shape, const float* const* queries, const int64_t* positions, int64_t first,
-                    int64_t count, const T* const* keys, const T* const* values, float* const* out, float* maxima, float* sums) {
+                    int64_t count, const T* const* keys, const T* const* values, bool is_first, float* const* out, float* maxima,
+                    float* sums) {
     float weights[NQ][CHUNK];
     const int64_t num_blocks = (count + BLOCK - 1) / BLOCK;
     Vector most[NQ];
@@ -101,12 +105,13 @@ void attend_queries(const AttentionShape& shape, const float* const* queries, co
     auto finish = [&](int q, int64_t block, Vector score) {
         score = score * shape.scale;
         if (shape.softcap > 0.0f) score = tanh(score * (1.0f / shape.softcap)) * shape.softcap;
-        for (int i = 0; i < LANES; i++) {
-            const int64_t position = first + block * BLOCK + i;
-            const bool seen = position <= positions[q] && (shape.window == 0 || position > positions[q] - shape.window);
-            weights[q][block * BLOCK + i] = seen ? score[i] : -INFINITY;
-        }
-        most[q] = largest(most[q], load(&weights[q][block * BLOCK]));
+        const int32_t start = static_cast<int32_t>(first + block * BLOCK), own = static_cast<int32_t>(positions[q]);
+        const Integers position = Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + start;
+        Integers seen = position <= own;
+        if (shape.window != 0) seen &= position > own - static_cast<int32_t>(shape.window);
+        score = seen ? score : splat(-INFINITY);
+        store(&weights[q][block * BLOCK], score);
+        most[q] = largest(most[q], score);
     };
     auto finish_whole = [&](int q, int64_t block, Vector score) {
         const int64_t start = first + block * BLOCK;
@@ -117,15 +122,21 @@ void attend_queries(const AttentionShape& shape, const float* const* queries, co
         most[q] = largest(most[q], score);
     };
     int64_t block = 0;
+    // A cache is read in pieces of a few lines, here and there, which the processor does not foresee.
+    auto ahead = [&](int64_t offset) {
+        if (!is_first) return;
+        for (int64_t b = block; b < std::min(block + 4, num_blocks); b++) prefetch(values[b] + offset);
+        for (int64_t b = block + 4; b < std::min(block + 8, num_blocks); b++) prefetch(keys[b] + offset);
+    };
     for (; num_blocks - block >= 4; block += 4) {
         Vector scores[NQ][4];
-        score_blocks<NQ, 4>(queries, keys + block, shape.head_dim, scores);
+        score_blocks<NQ, 4>(queries, keys + block, shape.head_dim, scores, ahead);
         for (int q = 0; q < NQ; q++)
             for (int b = 0; b < 4; b++) finish_whole(q, block + b, scores[q][b]);
     }
     for (; block < num_blocks; block++) {
         Vector scores[NQ][1];
-        score_blocks<NQ, 1>(queries, keys + block, shape.head_dim, scores);
+        score_blocks<NQ, 1>(queries, keys + block, shape.head_dim, scores, [](int64_t) {});
         for (int q = 0; q < NQ; q++) finish_whole(q, block, scores[q][0]);
     }
     for (int q = 0; q < NQ; q++) {
@@ -185,8 +196,8 @@ void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv
     auto some = [&](auto queries_at_once) {
         constexpr int NQ = decltype(queries_at_once)::value;
         for (; num_queries - i >= NQ; i += NQ)
-            attend_queries<NQ>(shape, queries + i, positions + i, first, count, key_blocks, value_blocks, outs + i,
-                               maxima + i, sums + i);
+            attend_queries<NQ>(shape, queries + i, positions + i, first, count, key_blocks, value_blocks, i == 0,
+                               outs + i, maxima + i, sums + i);
     };
     some(std::integral_constant<int, 4>());
     some(std::integral_constant<int, 3>());

@@ -18,7 +18,7 @@ constexpr size_t LARGE_PAGE = size_t{2} << 20;
 
 // At least so many bytes on a cache line's boundary; two threads so never write to one line unless they mean to.
 inline void* allocate(size_t bytes) {
-    const size_t page = bytes >= LARGE_PAGE ? LARGE_PAGE : 64;
+    const size_t page = bytes >= LARGE_PAGE / 16 ? LARGE_PAGE : 64;
     bytes = (bytes + page - 1) / page * page;
     void* memory = std::aligned_alloc(page, bytes);
     if (!memory) throw std::bad_alloc();
@@ -27,6 +27,8 @@ inline void* allocate(size_t bytes) {
 #endif
     return memory;
 }
+
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 struct Free {
     void operator()(void* memory) const { std::free(memory); }

@@ -143,8 +143,6 @@ inline Vector dot(const Codes (&codes)[8], const int8_t* high, const int8_t* low
 // Bytes ahead. The processor's own prefetching stops at every page of 4 KiB; and a few rows take less time than the memory.
 constexpr int64_t PREFETCH = 4096;
 
-inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 3); }
-
 template <int BITS, bool HALVES, bool MIN>
 struct alignas(64) Numbers {  // scales and minima of a step
     Vector scale[HALVES ? 2 : 1], minimum[HALVES ? 2 : 1];
@@ -305,6 +303,11 @@ struct Output {
             return;
         }
         for (int i = 0; i < count; i++) out[i] = bias ? value[i] + bias[first + i] : value[i];
+    }
+
+    // Those of the outputs first.., of `rows` that there are; zeros where there are none.
+    void biases(int64_t first, int64_t rows, float (&out)[LANES]) const {
+        if (bias && first < rows) std::memcpy(out, bias + first, std::min<int64_t>(LANES, rows - first) * sizeof(float));
     }
 };
 

@@ -123,7 +123,7 @@ int32_t lx_run(Program* program, Library* library, const Pass* pass) {
 // The products alone, for tests: y [num_rows, rows of packed].
 void lx_product(Library* library, const Packed* packed, const float* x, int64_t num_rows, float* y) {
     Rounded rounded;
-    rounded.resize(num_rows, packed->columns);
+    rounded.reserve(num_rows, packed->steps);
     for (int64_t row = 0; row < num_rows; row++) round_steps(packed->bits, x + row * packed->columns, row, 0, rounded.steps, rounded);
     library->threads.run([&](int) {
         begin_matrix_tiles();
@@ -138,17 +138,22 @@ void lx_product(Library* library, const Packed* packed, const float* x, int64_t 
 // The same for many rows; false where the processor has no such products.
 int32_t lx_wide_product(Library* library, const Packed* packed, const float* x, int64_t num_rows, float* y) {
     if (!has_wide_products()) return 0;
+    const int64_t stride = packed->tiles * LANES;
+    Buffer<float> whole;  // blocks and tiles
+    whole.reserve(whole_blocks(num_rows) * stride);
     Wide wide;
-    wide.resize(num_rows, packed->columns);
+    wide.reserve(num_rows, packed->steps);
     for (int64_t row = 0; row < num_rows; row++) widen_steps(x + row * packed->columns, row, 0, wide.steps, wide);
     library->threads.run([&](int) {
         begin_wide_tiles();
         library->threads.share((packed->tiles + 1) / 2, 1, [&](int64_t first, int64_t end) {
             for (int64_t pair = first; pair < end; pair++)
-                wide_product(*packed, 2 * pair, wide, 0, num_rows, Output{y, packed->rows, nullptr});
+                wide_product(*packed, 2 * pair, wide, 0, num_rows, Output{whole.data(), stride, nullptr});
         });
         end_matrix_tiles();
     });
+    for (int64_t row = 0; row < num_rows; row++)
+        std::memcpy(y + row * packed->rows, whole.data() + row * stride, packed->rows * sizeof(float));
     return 1;
 }
 }

@@ -19,7 +19,15 @@ namespace loramux {
 
 constexpr int64_t MOST_MATRICES = 8;  // of one operation
 
-enum Kind : int32_t { EMBED, LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, SILU, GELU, GELU_TANH, ADD, SOFTCAP };
+enum Kind : int32_t {
+    EMBED, LINEAR, RMS_NORM, LAYER_NORM, ROTARY, ATTENTION, SILU, GELU, GELU_TANH, ADD, SOFTCAP,
+    // What a program adds by itself, row by row:
+    ROUND,  // the input of a linear operation, as its products read it
+    STORE,  // keys and values, in the cache
+    JOIN,   // what the chunks of an attention gave
+};
+
+inline bool is_elementwise(Kind kind) { return (kind >= SILU && kind <= SOFTCAP) || kind == ROUND; }
 
 struct Matrix {  // of a linear layer
     int32_t type;
@@ -51,6 +59,19 @@ struct Operation {
     int64_t half = 0, head_dim = 0, layer = 0;
     float number = 0.0f;  // eps, scale of an embedding, limit of a soft cap
     AttentionShape shape = {};
+};
+
+// Work that the threads share before they wait for each other: a linear operation, an attention, or whatever else comes one
+// after the other, row by row. A row so goes from one operation to the next while it is in the cache.
+struct Stage {
+    struct Work {
+        Kind kind;
+        int64_t operation;
+    };
+    std::vector<Work> works;
+    int64_t width = 0;  // of every work, if each column is by itself: a row may be cut then; else 0
+
+    bool is(Kind kind) const { return works.size() == 1 && works[0].kind == kind; }
 };
 
 struct Value {
@@ -87,11 +108,15 @@ struct Program {
     std::vector<Operation> operations;
     std::vector<Value> values;
     int32_t input = -1, result = -1;
+    std::vector<Stage> stages;
+    int64_t most_steps = 0;  // of 32 columns, of any linear operation's input
     std::vector<Buffer<float>> buffers;
+    std::vector<int64_t> buffer_widths;
     // Working memory of a pass.
     Rounded rounded[2];  // for 4-bit codes, for 8-bit codes
     Wide wide;
     std::vector<QueryTile> tiles;
+    std::vector<int64_t> tile_of_row;
     Buffer<float> partials, low;
     int64_t num_attention_items = 0;
 
@@ -119,46 +144,95 @@ struct Program {
         });
     }
 
-    // Gives each value a buffer; a buffer is free again after its value's last reader.
     void finish(int32_t result_value) {
         result = result_value;
         for (Operation& operation : operations) order_tiles(operation);
-        std::vector<int64_t> last(values.size(), -1);
+        cut_into_stages();
+        give_buffers();
+    }
+
+  private:
+    void cut_into_stages() {
         const int64_t count = static_cast<int64_t>(operations.size());
+        auto alone = [&](Kind kind, int64_t index) {
+            stages.push_back({{{kind, index}}});
+            stages.emplace_back();
+        };
+        stages.emplace_back();
+        for (int64_t i = 0; i < count; i++) {
+            const Kind kind = operations[i].kind;
+            if (kind == LINEAR) {
+                stages.back().works.push_back({ROUND, i});
+                alone(LINEAR, i);
+                most_steps = std::max(most_steps, operations[i].matrices[0].in_features / 32);
+            } else if (kind == ATTENTION) {
+                stages.back().works.push_back({STORE, i});
+                alone(ATTENTION, i);
+                stages.back().works.push_back({JOIN, i});
+            } else {
+                stages.back().works.push_back({kind, i});
+            }
+        }
+        for (Stage& stage : stages) stage.width = common_width(stage);
+    }
+
+    int64_t common_width(const Stage& stage) const {
+        int64_t width = 0;
+        for (const Stage::Work& work : stage.works) {
+            const Operation& o = operations[work.operation];
+            const int64_t own = values[work.kind == ROUND ? o.inputs[0] : o.output].width;
+            if (!is_elementwise(work.kind) || (width && own != width)) return 0;
+            width = own;
+        }
+        return width;
+    }
+
+    // True if this piece of work writes its operation's output.
+    bool makes(const Stage::Work& work) const {
+        const Operation& o = operations[work.operation];
+        return o.output >= 0 && (o.kind == ATTENTION ? work.kind == JOIN : work.kind == o.kind);
+    }
+
+    // Gives each value a buffer; a buffer is free again after the stage of its value's last reader.
+    void give_buffers() {
+        const int64_t count = static_cast<int64_t>(stages.size());
+        std::vector<int64_t> last(values.size(), -1);
         for (int64_t i = 0; i < count; i++)
-            for (const int32_t input_value : operations[i].inputs)
-                if (input_value >= 0) last[root(input_value)] = i;
+            for (const Stage::Work& work : stages[i].works)
+                for (const int32_t read : operations[work.operation].inputs)
+                    if (read >= 0) last[root(read)] = i;
         last[root(result)] = count;
-        std::vector<int64_t> widths;
         std::vector<int32_t> free;
         auto give = [&](int32_t value) {
             Value& v = values[value];
             int32_t chosen = -1;
             for (const int32_t buffer : free)
-                if (chosen < 0 || std::abs(widths[buffer] - v.stride) < std::abs(widths[chosen] - v.stride)) chosen = buffer;
+                if (chosen < 0 || std::abs(buffer_widths[buffer] - v.stride) < std::abs(buffer_widths[chosen] - v.stride)) chosen = buffer;
             if (chosen < 0) {
-                chosen = static_cast<int32_t>(widths.size());
-                widths.push_back(0);
+                chosen = static_cast<int32_t>(buffer_widths.size());
+                buffer_widths.push_back(0);
             } else {
                 free.erase(std::find(free.begin(), free.end(), chosen));
             }
-            widths[chosen] = std::max(widths[chosen], v.stride);
+            buffer_widths[chosen] = std::max(buffer_widths[chosen], v.stride);
             v.buffer = chosen;
         };
         if (input >= 0) give(input);
         for (int64_t i = 0; i < count; i++) {
-            Operation& operation = operations[i];
-            if (operation.output >= 0) give(operation.output);
-            for (Matrix& matrix : operation.matrices) give(matrix.out);
+            for (const Stage::Work& work : stages[i].works) {
+                const Operation& operation = operations[work.operation];
+                if (work.kind == LINEAR)
+                    for (const Matrix& matrix : operation.matrices) give(matrix.out);
+                else if (makes(work))
+                    give(operation.output);
+            }
             for (size_t value = 0; value < values.size(); value++)
                 if (last[value] == i && values[value].parent < 0) free.push_back(values[value].buffer);
         }
-        for (Value& value : values)
-            if (value.parent >= 0) value.buffer = values[root(static_cast<int32_t>(&value - values.data()))].buffer;
-        buffers = std::vector<Buffer<float>>(widths.size());
-        buffer_widths = widths;
+        for (size_t value = 0; value < values.size(); value++)
+            if (values[value].parent >= 0) values[value].buffer = values[root(static_cast<int32_t>(value))].buffer;
+        buffers = std::vector<Buffer<float>>(buffer_widths.size());
     }
-    std::vector<int64_t> buffer_widths;
 };
 
 }  // namespace loramux

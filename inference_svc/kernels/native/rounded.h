@@ -11,6 +11,8 @@ namespace loramux {
 
 constexpr int ROWS = 16;  // of a block
 
+inline int64_t whole_blocks(int64_t rows) { return (rows + ROWS - 1) / ROWS * ROWS; }
+
 // 32 columns of 16 rows. A number is high * 2^SHIFT + low; `scale` is what one counts, and the sums are those of the row's
 // numbers, scaled: of all 32, of the first and of the second half.
 struct alignas(64) Step {
@@ -21,12 +23,11 @@ struct alignas(64) Step {
 // Rounded rows, 16 by 16; those left over are zero.
 struct Rounded {
     Buffer<Step> data;
-    int64_t rows = 0, steps = 0;
+    int64_t steps = 0;  // from one block to the next
 
-    void resize(int64_t num_rows, int64_t columns) {
-        rows = num_rows;
-        steps = columns / 32;
-        data.reserve((rows + ROWS - 1) / ROWS * steps);
+    void reserve(int64_t num_rows, int64_t most_steps) {
+        steps = most_steps;
+        data.reserve((num_rows + ROWS - 1) / ROWS * steps);
         // Rows beyond the last take part in matrix tiles; what they give is dropped, so any bytes will do.
     }
 

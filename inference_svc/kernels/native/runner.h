@@ -20,34 +20,35 @@ class Runner {
         : p(program), t(threads), pass(pass), invariant(invariant) {}
 
     void prepare() {
-        for (size_t i = 0; i < p.buffers.size(); i++) {
-            p.buffers[i].reserve(pass.num_rows * p.buffer_widths[i]);
-        }
+        for (size_t i = 0; i < p.buffers.size(); i++) p.buffers[i].reserve(whole_blocks(pass.num_rows) * p.buffer_widths[i]);
         if (p.input >= 0) {
             const Value& value = p.values[p.input];
             for (int64_t row = 0; row < pass.num_rows; row++)
                 std::memcpy(p.at(p.input) + row * value.stride, pass.input + row * value.width, value.width * sizeof(float));
         }
+        for (Rounded& rounded : p.rounded) rounded.reserve(pass.num_rows, p.most_steps);
+        if (is_wide()) p.wide.reserve(pass.num_rows, p.most_steps);
         reserve_low_rank();
         for (const Operation& operation : p.operations)
             if (operation.kind == ATTENTION) return plan_tiles(operation.shape);
     }
 
     void run([[maybe_unused]] int thread) {
-        const bool tiles = pass.num_rows >= ROWS_FOR_MATRIX_TILES;
+        const bool tiles = is_wide() || pass.num_rows >= ROWS_FOR_MATRIX_TILES;
         if (is_wide())
             begin_wide_tiles();
         else if (tiles)
             begin_matrix_tiles();
+        for (const Stage& stage : p.stages) {
 #if defined(LORAMUX_PROFILE)
-        for (const Operation& operation : p.operations) {
             const auto start = std::chrono::steady_clock::now();
-            step(operation);
-            profile[thread == 0 ? operation.kind : 15] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        }
-#else
-        for (const Operation& operation : p.operations) step(operation);
 #endif
+            run_stage(stage);
+#if defined(LORAMUX_PROFILE)
+            const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+            if (thread == 0 && !stage.works.empty()) profile[stage.works.back().kind] += seconds;
+#endif
+        }
         copy_out();
         if (tiles) end_matrix_tiles();
     }
@@ -75,6 +76,7 @@ class Runner {
     // Cuts the rows into tiles; all layers have the same heads.
     void plan_tiles(const AttentionShape& shape) {
         p.tiles.clear();
+        p.tile_of_row.resize(pass.num_rows);
         p.num_attention_items = 0;
         int64_t num_partials = 0;
         const int64_t most = rows_per_tile(shape);
@@ -83,6 +85,7 @@ class Runner {
             for (int64_t first = 0; first < segment.num_rows; first += most) {
                 const int64_t count = std::min(most, segment.num_rows - first);
                 const int64_t chunks = (segment.first_position + first + count + CHUNK - 1) / CHUNK;
+                for (int64_t row = 0; row < count; row++) p.tile_of_row[segment.first_row + first + row] = p.tiles.size();
                 p.tiles.push_back({&segment, first, count, chunks, num_partials, p.num_attention_items});
                 num_partials += count * shape.num_heads * chunks;
                 p.num_attention_items += chunks * shape.num_kv_heads;
@@ -91,71 +94,85 @@ class Runner {
         p.partials.reserve(num_partials * (shape.head_dim + 2));
     }
 
-    void step(const Operation& o) {
-        switch (o.kind) {
-            case EMBED: return embed(o);
-            case LINEAR: return linear(o);
-            case RMS_NORM: case LAYER_NORM: return norm(o);
-            case ROTARY: return rotary(o);
-            case ATTENTION: return attention(o);
-            default: return elementwise(o);
+    void run_stage(const Stage& stage) {
+        if (stage.works.empty()) return;
+        const Operation& first = p.operations[stage.works[0].operation];
+        if (stage.is(LINEAR)) return linear(first);
+        if (stage.is(ATTENTION)) return attention(first);
+        if (by_rows() || !stage.width)
+            return t.share(pass.num_rows, by_rows() ? 4 : 1, [&](int64_t row, int64_t end) {
+                for (; row < end; row++)
+                    for (const Stage::Work& work : stage.works) run_row(work, row, 0, EVERY);
+            });
+        constexpr int64_t piece = 256;
+        const int64_t pieces = (stage.width + piece - 1) / piece;
+        t.share(pieces * pass.num_rows, 1, [&](int64_t item, int64_t end) {
+            for (; item < end; item++)
+                for (const Stage::Work& work : stage.works)
+                    run_row(work, item % pass.num_rows, item / pass.num_rows * piece, (item / pass.num_rows + 1) * piece);
+        });
+    }
+
+    static constexpr int64_t EVERY = int64_t{1} << 40;  // column
+
+    // One piece of work on one row: its columns first..end, where it is cut.
+    void run_row(const Stage::Work& work, int64_t row, int64_t first, int64_t end) {
+        const Operation& o = p.operations[work.operation];
+        switch (work.kind) {
+            case EMBED: return embed(o, row);
+            case RMS_NORM: case LAYER_NORM: return norm(o, row);
+            case ROTARY: return rotary(o, row);
+            case ROUND: return round(o, row, first, end);
+            case STORE: return store_keys_and_values(o, row);
+            case JOIN: return join(o, row);
+            default: return elementwise(o, row, first, end);
         }
     }
 
     float* row_of(int32_t value, int64_t row) { return p.at(value) + row * p.values[value].stride; }
 
-    void embed(const Operation& o) {
-        t.share(pass.num_rows, 1, [&](int64_t first, int64_t end) {
-            for (int64_t row = first; row < end; row++) {
-                float* out = row_of(o.output, row);
-                unpack_row(o.table.type, o.table.data + pass.token_ids[row] * o.table.row_bytes, o.table.in_features, out);
-                if (o.number != 1.0f)
-                    for (int64_t i = 0; i < o.table.in_features; i++) out[i] *= o.number;
-            }
-        });
+    void embed(const Operation& o, int64_t row) {
+        float* out = row_of(o.output, row);
+        unpack_row(o.table.type, o.table.data + pass.token_ids[row] * o.table.row_bytes, o.table.in_features, out);
+        if (o.number != 1.0f)
+            for (int64_t i = 0; i < o.table.in_features; i++) out[i] *= o.number;
     }
 
-    void norm(const Operation& o) {
+    void norm(const Operation& o, int64_t row) {
         const int64_t width = p.values[o.output].width;
-        t.share(pass.num_rows, 1, [&](int64_t first, int64_t end) {
-            for (int64_t row = first; row < end; row++) {
-                const float* x = row_of(o.inputs[0], row);
-                float* out = row_of(o.output, row);
-                float mean = 0.0f;
-                if (o.kind == LAYER_NORM) {
-                    Vector total = {};
-                    for (int64_t i = 0; i < width; i += LANES) total += load(x + i);
-                    mean = sum(total) / static_cast<float>(width);
-                }
-                Vector squares = {};
-                for (int64_t i = 0; i < width; i += LANES) {
-                    const Vector centered = load(x + i) - mean;
-                    squares = fma(centered, centered, squares);
-                }
-                const float factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + o.number);
-                for (int64_t i = 0; i < width; i += LANES) {
-                    const Vector y = (load(x + i) - mean) * factor * load(o.weight + i);
-                    store(out + i, o.bias ? y + load(o.bias + i) : y);
-                }
-            }
-        });
+        const float* x = row_of(o.inputs[0], row);
+        float* out = row_of(o.output, row);
+        float mean = 0.0f;
+        if (o.kind == LAYER_NORM) {
+            Vector total = {};
+            for (int64_t i = 0; i < width; i += LANES) total += load(x + i);
+            mean = sum(total) / static_cast<float>(width);
+        }
+        Vector squares = {};
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Vector centered = load(x + i) - mean;
+            squares = fma(centered, centered, squares);
+        }
+        const float factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + o.number);
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Vector y = (load(x + i) - mean) * factor * load(o.weight + i);
+            store(out + i, o.bias ? y + load(o.bias + i) : y);
+        }
     }
 
-    void rotary(const Operation& o) {
-        share_pieces(p.values[o.output].width / o.head_dim, [&](int64_t row, int64_t first, int64_t end) {
-            const float* cosines = o.cosines + pass.positions[row] * o.half;
-            const float* sines = o.sines + pass.positions[row] * o.half;
-            for (int64_t head = first; head < end; head++) {
-                const float* x = row_of(o.inputs[0], row) + head * o.head_dim;
-                float* out = row_of(o.output, row) + head * o.head_dim;
-                for (int64_t i = 0; i < o.half; i++) {
-                    const float a = x[i], b = x[i + o.half];
-                    out[i] = a * cosines[i] - b * sines[i];
-                    out[i + o.half] = b * cosines[i] + a * sines[i];
-                }
-                for (int64_t i = 2 * o.half; i < o.head_dim; i++) out[i] = x[i];
+    void rotary(const Operation& o, int64_t row) {
+        const float* cosines = o.cosines + pass.positions[row] * o.half;
+        const float* sines = o.sines + pass.positions[row] * o.half;
+        const float* x = row_of(o.inputs[0], row);
+        float* out = row_of(o.output, row);
+        for (int64_t head = 0; head < p.values[o.output].width; head += o.head_dim, x += o.head_dim, out += o.head_dim) {
+            for (int64_t i = 0; i < o.half; i++) {
+                const float a = x[i], b = x[i + o.half];
+                out[i] = a * cosines[i] - b * sines[i];
+                out[i + o.half] = b * cosines[i] + a * sines[i];
             }
-        });
+            for (int64_t i = 2 * o.half; i < o.head_dim; i++) out[i] = x[i];
+        }
     }
 
     static Vector activated(Kind kind, Vector x) {
@@ -166,67 +183,53 @@ class Runner {
         return result;
     }
 
-    void elementwise(const Operation& o) {
-        constexpr int64_t piece = 128;
-        const int64_t width = (p.values[o.output].width + LANES - 1) / LANES * LANES;
-        share_pieces((width + piece - 1) / piece, [&](int64_t row, int64_t first, int64_t end) {
-            const float* x = row_of(o.inputs[0], row);
-            const float* y = o.inputs[1] < 0 ? nullptr : row_of(o.inputs[1], row);
-            float* out = row_of(o.output, row);
-            for (int64_t i = first * piece; i < std::min(end * piece, width); i += LANES) {
-                const Vector a = load(x + i);
-                Vector value;
-                if (o.kind == ADD)
-                    value = a + load(y + i);
-                else if (o.kind == SOFTCAP)
-                    value = tanh(a * (1.0f / o.number)) * o.number;
-                else
-                    value = y ? activated(o.kind, a) * load(y + i) : activated(o.kind, a);
-                store(out + i, value);
-            }
-        });
+    void elementwise(const Operation& o, int64_t row, int64_t first, int64_t end) {
+        const float* x = row_of(o.inputs[0], row);
+        const float* y = o.inputs[1] < 0 ? nullptr : row_of(o.inputs[1], row);
+        float* out = row_of(o.output, row);
+        end = std::min(end, p.values[o.output].width);
+        for (int64_t i = first; i < end; i += LANES) {
+            const Vector a = load(x + i);
+            Vector value;
+            if (o.kind == ADD)
+                value = a + load(y + i);
+            else if (o.kind == SOFTCAP)
+                value = tanh(a * (1.0f / o.number)) * o.number;
+            else
+                value = y ? activated(o.kind, a) * load(y + i) : activated(o.kind, a);
+            store(out + i, value);
+        }
+    }
+
+    void round(const Operation& o, int64_t row, int64_t first, int64_t end) {
+        const float* x = row_of(o.inputs[0], row);
+        end = std::min(end, o.matrices[0].in_features);
+        if (is_wide()) return widen_steps(x, row, first / 32, end / 32, p.wide);
+        for (const int bits : {4, 8}) {
+            bool is_read = false;
+            for (const Matrix& matrix : o.matrices) is_read = is_read || (matrix.packed && matrix.packed->bits == bits);
+            if (is_read) round_steps(bits, x, row, first / 32, end / 32, p.rounded[bits / 8]);
+        }
+    }
+
+    void store_keys_and_values(const Operation& o, int64_t row) {
+        const float *k = row_of(o.inputs[1], row), *v = row_of(o.inputs[2], row);
+        const int64_t layer = o.layer * pass.layer_size;
+        if (pass.half_cache)
+            return write_cache(o.shape, pass.slots[row], k, v, static_cast<half_t*>(pass.keys) + layer, static_cast<half_t*>(pass.values) + layer);
+        write_cache(o.shape, pass.slots[row], k, v, static_cast<float*>(pass.keys) + layer, static_cast<float*>(pass.values) + layer);
     }
 
     // With many rows a thread takes a part of the rows through all operations; with few, a part of the columns.
     bool by_rows() const { return pass.num_rows >= 2 * ROWS * t.count(); }
 
     // A program with an input is the head: what it loses would be lost in the logits at once.
-    bool is_wide() const { return by_rows() && !invariant && p.input < 0 && has_wide_products(); }
-
-    // Calls body(row, first piece, last piece) for all rows and pieces of columns.
-    template <typename Body>
-    void share_pieces(int64_t pieces, const Body& body) {
-        if (by_rows())
-            return t.share(pass.num_rows, 4, [&](int64_t first, int64_t end) {
-                for (int64_t row = first; row < end; row++) body(row, 0, pieces);
-            });
-        t.share(pieces * pass.num_rows, 4, [&](int64_t first, int64_t end) {
-            for (int64_t item = first; item < end; item++) body(item % pass.num_rows, item / pass.num_rows, item / pass.num_rows + 1);
-        });
-    }
+    bool is_wide() const { return pass.num_rows >= ROWS_FOR_WIDE && !invariant && p.input < 0 && has_wide_products(); }
 
     void linear(const Operation& o) {
         const int32_t input = o.inputs[0];
         const float* x = p.at(input);
-        const int64_t x_stride = p.values[input].stride, columns = o.matrices[0].in_features;
-        if (is_wide()) {
-            t.once([&] { p.wide.resize(pass.num_rows, columns); });
-            share_pieces(columns / 32, [&](int64_t row, int64_t first, int64_t end) {
-                widen_steps(x + row * x_stride, row, first, end, p.wide);
-            });
-        }
-        for (const int bits : {4, 8}) {
-            if (is_wide()) break;
-            bool is_read = false;
-            for (const Matrix& matrix : o.matrices) is_read = is_read || (matrix.packed && matrix.packed->bits == bits);
-            if (!is_read) continue;
-            Rounded& rounded = p.rounded[bits / 8];
-            t.once([&] { rounded.resize(pass.num_rows, columns); });
-            constexpr int64_t steps = 4;  // in a piece
-            share_pieces((columns / 32 + steps - 1) / steps, [&](int64_t row, int64_t first, int64_t end) {
-                round_steps(bits, x + row * x_stride, row, first * steps, std::min(end * steps, columns / 32), rounded);
-            });
-        }
+        const int64_t x_stride = p.values[input].stride;
         // Items: tiles of 16 outputs of all matrices, for each part of the rows; then blocks of ranks of all deltas.
         const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = by_rows() ? t.count() : 1;
         const int64_t blocks = (pass.num_rows + ROWS - 1) / ROWS, num_products = num_tiles * parts;
@@ -341,13 +344,8 @@ class Runner {
     void attend(const Operation& o, T* keys, T* values) {
         const AttentionShape& shape = o.shape;
         const int64_t partial_size = shape.head_dim + 2;
-        t.share(pass.num_rows, 4, [&](int64_t first, int64_t end) {
-            for (int64_t row = first; row < end; row++)
-                write_cache(shape, pass.slots[row], row_of(o.inputs[1], row), row_of(o.inputs[2], row), keys, values);
-        });
         const float* q = p.at(o.inputs[0]);
         const int64_t q_stride = p.values[o.inputs[0]].stride;
-        const int64_t num_tiles = static_cast<int64_t>(p.tiles.size());
         t.share(p.num_attention_items, 1, [&](int64_t first_item, int64_t end) {
             for (int64_t item = first_item; item < end; item++) {
                 const QueryTile& tile = p.tiles[tile_of(item)];
@@ -356,18 +354,17 @@ class Runner {
                              p.partials.data(), partial_size);
             }
         });
-        t.share(num_tiles, 2, [&](int64_t first, int64_t end) {
-            for (int64_t index = first; index < end; index++) join(o, p.tiles[index], partial_size);
-        });
     }
 
-    void join(const Operation& o, const QueryTile& tile, int64_t partial_size) {
-        for (int64_t row = 0; row < tile.num_rows; row++)
-            for (int64_t head = 0; head < o.shape.num_heads; head++) {
-                const int64_t partial = tile.first_partial + (row * o.shape.num_heads + head) * tile.num_chunks;
-                join_chunks(p.partials.data() + partial * partial_size, partial_size, tile.num_chunks, o.shape.head_dim,
-                            row_of(o.output, tile.segment->first_row + tile.first + row) + head * o.shape.head_dim);
-            }
+    void join(const Operation& o, int64_t row) {
+        const int64_t partial_size = o.shape.head_dim + 2;
+        const QueryTile& tile = p.tiles[p.tile_of_row[row]];
+        const int64_t within = row - tile.segment->first_row - tile.first;
+        for (int64_t head = 0; head < o.shape.num_heads; head++) {
+            const int64_t partial = tile.first_partial + (within * o.shape.num_heads + head) * tile.num_chunks;
+            join_chunks(p.partials.data() + partial * partial_size, partial_size, tile.num_chunks, o.shape.head_dim,
+                        row_of(o.output, row) + head * o.shape.head_dim);
+        }
     }
 
     // The tile that an item of attention belongs to; an item is one chunk for one kv head.

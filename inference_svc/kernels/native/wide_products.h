@@ -1,6 +1,6 @@
 // Products of many rows: matrix tiles of bfloat16.
 //
-// With many rows what costs is not the products but adding them up step by step. So the numbers of a tile are unpacked to
+// With several rows what costs is not the products but adding them up step by step. So the numbers of a tile are unpacked to
 // bfloat16, which its registers multiply and add by themselves; activations keep 16 bits, as a bfloat16 and the bfloat16 of
 // what is left over. Weights lose what is beyond 8 bits. Sums are in another order than those of rounded products: not for
 // the invariant mode.
@@ -9,6 +9,8 @@
 
 namespace loramux {
 
+constexpr int64_t ROWS_FOR_WIDE = 9;  // fewer are not worth unpacking a matrix for
+
 struct alignas(64) WideStep {
     uint16_t high[ROWS][32], low[ROWS][32];
 };
@@ -16,12 +18,11 @@ struct alignas(64) WideStep {
 // Activations for wide products, 16 rows by 16.
 struct Wide {
     Buffer<WideStep> data;
-    int64_t rows = 0, steps = 0;
+    int64_t steps = 0;  // from one block to the next
 
-    void resize(int64_t num_rows, int64_t columns) {
-        rows = num_rows;
-        steps = columns / 32;
-        data.reserve((rows + ROWS - 1) / ROWS * steps);
+    void reserve(int64_t num_rows, int64_t most_steps) {
+        steps = most_steps;
+        data.reserve((num_rows + ROWS - 1) / ROWS * steps);
     }
 
     const WideStep* block(int64_t index) const { return data.data() + index * steps; }
@@ -49,81 +50,119 @@ inline void widen_steps(const float* x, int64_t row, int64_t first, int64_t end,
         }
 }
 
-// A tile of 16 outputs: for every step 16 pairs of columns, 16 outputs each, 1024 bytes.
+// The compiler knows neither that tile registers read memory nor that they write it.
+inline void fence() { asm volatile("" ::: "memory"); }
+
+template <int LEFT>
+inline __m512i shifted(__m512i v) {
+    if constexpr (LEFT > 0) return _mm512_slli_epi32(v, LEFT);
+    if constexpr (LEFT < 0) return _mm512_srli_epi32(v, -LEFT);
+    return v;
+}
+
+// One step of a tile of 16 outputs: 16 pairs of columns, 16 outputs each, 1024 bytes. A code becomes a float without being
+// converted: put among the bits of 128.0 (of 32768.0 for 8 bits) it counts in ones, and the minimum takes the rest back.
 template <int BITS, bool HALVES, bool MIN>
-void widen_tile(const Packed& w, const uint8_t* tile, uint8_t* out) {
+inline void widen_step(const uint8_t* step, float zero, uint8_t* out) {
     alignas(64) static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                         8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i order = _mm512_load_si512(interleave), byte = _mm512_set1_epi32(255);
-    for (int64_t step = 0; step < w.steps; step++, tile += w.step_bytes, out += 1024) {
-        Codes codes[8];
-        for (int64_t line = 0; line < w.step_bytes; line += 64) prefetch(tile + PREFETCH + line);
-        load_codes<BITS>(tile, codes);
-        const Numbers<BITS, HALVES, MIN> numbers(tile, static_cast<float>(w.zero));
+    constexpr int place = BITS == 4 ? 16 : 8;  // of a code's lowest bit
+    const __m512i order = _mm512_load_si512(interleave);
+    const __m512i base = _mm512_set1_epi32(BITS == 4 ? 0x43000000 : 0x47000000), mask = _mm512_set1_epi32(((1 << BITS) - 1) << place);
+    Numbers<BITS, HALVES, MIN> numbers(step, zero);
+    for (int half = 0; half < (HALVES ? 2 : 1); half++)
+        numbers.minimum[half] = fma(numbers.scale[half], splat(BITS == 4 ? -128.0f : -32768.0f), numbers.minimum[half]);
+    auto column = [&](auto shift, __m512i codes, int half) {
+        const __m512i number = _mm512_ternarylogic_epi32(shifted<decltype(shift)::value>(codes), mask, base, 0xEA);  // a & b | c
+        return (__m512)fma((Vector)number, numbers.scale[half], numbers.minimum[half]);
+    };
+    // The four columns whose codes begin at this bit of the bytes.
+    auto quad = [&](auto first_bit, __m512i codes, int half, uint8_t* out) {
+        constexpr int up = place - decltype(first_bit)::value;
+        const __m512bh low = _mm512_cvtne2ps_pbh(column(std::integral_constant<int, up - 8>(), codes, half),
+                                                 column(std::integral_constant<int, up>(), codes, half));
+        const __m512bh high = _mm512_cvtne2ps_pbh(column(std::integral_constant<int, up - 24>(), codes, half),
+                                                  column(std::integral_constant<int, up - 16>(), codes, half));
+        _mm512_store_si512(out, _mm512_permutexvar_epi16(order, (__m512i)low));
+        _mm512_store_si512(out + 64, _mm512_permutexvar_epi16(order, (__m512i)high));
+    };
 #pragma GCC unroll 8
-        for (int quad = 0; quad < 8; quad++) {
-            const int half = HALVES ? quad / 4 : 0;
-            auto column = [&](int j) {
-                const __m512i code = _mm512_and_si512(_mm512_srli_epi32(codes[quad], 8 * j), byte);
-                return _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), (__m512)numbers.scale[half], (__m512)numbers.minimum[half]);
-            };
-            for (int pair = 0; pair < 2; pair++) {
-                const __m512bh both = _mm512_cvtne2ps_pbh(column(2 * pair + 1), column(2 * pair));
-                _mm512_store_si512(out + 128 * quad + 64 * pair, _mm512_permutexvar_epi16(order, (__m512i)both));
-            }
+    for (int i = 0; i < (BITS == 4 ? 4 : 8); i++) {
+        const __m512i codes = _mm512_loadu_si512(step + 64 * i);
+        quad(std::integral_constant<int, 0>(), codes, HALVES ? i / 4 : 0, out + 128 * i);
+        if constexpr (BITS == 4) quad(std::integral_constant<int, 4>(), codes, HALVES ? 1 : 0, out + 128 * (i + 4));
+    }
+}
+
+// TILES (1 or 2) tiles of 16 outputs for BLOCKS (1 or 2) blocks of rows from `row` on. The tiles' numbers are at `numbers`, one
+// tile's after the other's; UNPACK puts them there on the way: matrix tiles multiply while the other registers unpack the next
+// step. Sums are in the registers 0-3, activations in 4 and 5, weights in 6 and 7.
+template <int BITS, bool HALVES, bool MIN, int BLOCKS, int TILES, bool UNPACK>
+void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint8_t* numbers, const Output& output) {
+    const float zero = static_cast<float>(w.zero);
+    auto unpack = [&](int64_t step) {
+        for (int tile = 0; tile < TILES; tile++) {
+            const uint8_t* packed = w.tile(index + tile) + step * w.step_bytes;
+            for (int64_t line = 0; line < w.step_bytes; line += 64) prefetch(packed + TILES * w.steps * w.step_bytes + line);
+            widen_step<BITS, HALVES, MIN>(packed, zero, numbers + (tile * w.steps + step) * 1024);
         }
-    }
-}
-
-// Sums of two blocks of rows x two tiles of outputs, [2][2][16][16], in registers 0-3; 4 holds activations, 6 and 7 the tiles.
-// Without a second block its sums are left out.
-inline void wide_tiles(int64_t steps, const WideStep* x, const WideStep* y, const uint8_t* w, const uint8_t* v, float* out) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t step = 0; step < steps; step++) {
-        _tile_loadd(6, w + step * 1024, 64);
-        _tile_loadd(7, v + step * 1024, 64);
-        _tile_loadd(4, x[step].high, 64);
+    };
+    alignas(64) float biases[2][LANES] = {};
+    for (int tile = 0; tile < TILES; tile++) output.biases((index + tile) * LANES, w.rows, biases[tile]);
+    if constexpr (UNPACK) unpack(0);
+    fence();
+    _tile_loadd(0, biases[0], 0);
+    if constexpr (TILES == 2) _tile_loadd(1, biases[1], 0);
+    if constexpr (BLOCKS == 2) _tile_loadd(2, biases[0], 0);
+    if constexpr (BLOCKS == 2 && TILES == 2) _tile_loadd(3, biases[1], 0);
+    auto multiply = [] {
         _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, x[step].low, 64);
-        _tile_dpbf16ps(0, 5, 6);
-        _tile_dpbf16ps(1, 5, 7);
-        if (!y) continue;
-        _tile_loadd(4, y[step].high, 64);
-        _tile_dpbf16ps(2, 4, 6);
-        _tile_dpbf16ps(3, 4, 7);
-        _tile_loadd(5, y[step].low, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        if constexpr (TILES == 2) _tile_dpbf16ps(1, 4, 7);
+        if constexpr (BLOCKS == 2) _tile_dpbf16ps(2, 5, 6);
+        if constexpr (BLOCKS == 2 && TILES == 2) _tile_dpbf16ps(3, 5, 7);
+    };
+    const WideStep* first = x.block(row / ROWS);
+    const WideStep* second = first + x.steps;
+    for (int64_t step = 0; step < w.steps; step++) {
+        if constexpr (UNPACK)
+            if (step + 1 < w.steps) unpack(step + 1);
+        fence();
+        _tile_loadd(6, numbers + step * 1024, 64);
+        if constexpr (TILES == 2) _tile_loadd(7, numbers + (w.steps + step) * 1024, 64);
+        // A sum is ready for its next product only after three others have begun.
+        _tile_loadd(4, first[step].high, 64);
+        if constexpr (BLOCKS == 2) _tile_loadd(5, second[step].high, 64);
+        multiply();
+        _tile_loadd(4, first[step].low, 64);
+        if constexpr (BLOCKS == 2) _tile_loadd(5, second[step].low, 64);
+        multiply();
     }
-    _tile_stored(0, out, 64);
-    _tile_stored(1, out + 256, 64);
-    _tile_stored(2, out + 512, 64);
-    _tile_stored(3, out + 768, 64);
+    float* y = output.y + row * output.stride + index * LANES;
+    const int64_t stride = output.stride * static_cast<int64_t>(sizeof(float));
+    _tile_stored(0, y, stride);
+    if constexpr (TILES == 2) _tile_stored(1, y + LANES, stride);
+    if constexpr (BLOCKS == 2) _tile_stored(2, y + ROWS * output.stride, stride);
+    if constexpr (BLOCKS == 2 && TILES == 2) _tile_stored(3, y + ROWS * output.stride + LANES, stride);
+    fence();
 }
 
-// Two tiles of 16 outputs (or one, at the end) for rows row..end, of which the first is the first of a block.
+template <int BITS, bool HALVES, bool MIN, int TILES>
+void wide_rows(const Packed& w, int64_t index, const Wide& x, int64_t row, int64_t end, uint8_t* numbers, const Output& output) {
+    if (end - row <= ROWS) return wide_tiles<BITS, HALVES, MIN, 1, TILES, true>(w, index, x, row, numbers, output);
+    wide_tiles<BITS, HALVES, MIN, 2, TILES, true>(w, index, x, row, numbers, output);
+    for (row += 2 * ROWS; end - row > ROWS; row += 2 * ROWS)
+        wide_tiles<BITS, HALVES, MIN, 2, TILES, false>(w, index, x, row, numbers, output);
+    if (row < end) wide_tiles<BITS, HALVES, MIN, 1, TILES, false>(w, index, x, row, numbers, output);
+}
+
+// Two tiles of 16 outputs, or one at the end, for rows row..end, of which the first is the first of a block. Whole blocks are
+// written: y has rows and columns enough for them.
 template <int BITS, bool HALVES, bool MIN>
 void wide_product_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, int64_t end, const Output& output) {
-    static thread_local Buffer<uint8_t> unpacked;
-    uint8_t* first = unpacked.reserve(2 * w.steps * 1024);
-    uint8_t* second = first + w.steps * 1024;
-    const bool has_second = index + 1 < w.tiles;
-    widen_tile<BITS, HALVES, MIN>(w, w.tile(index), first);
-    if (has_second) widen_tile<BITS, HALVES, MIN>(w, w.tile(index + 1), second);
-    alignas(64) float sums[4 * 256];
-    for (; row < end; row += 2 * ROWS) {
-        wide_tiles(w.steps, x.block(row / ROWS), row + ROWS < end ? x.block(row / ROWS + 1) : nullptr, first, has_second ? second : first, sums);
-        for (int tile = 0; tile < (has_second ? 2 : 1); tile++) {
-            const int64_t start = (index + tile) * 16;
-            const int count = static_cast<int>(std::min<int64_t>(16, w.rows - start));
-            for (int64_t m = 0; m < 2 * ROWS && row + m < end; m++)
-                output.put(row + m, start, count, load(sums + (m / ROWS * 2 + tile) * 256 + m % ROWS * 16));
-        }
-    }
+    static thread_local Buffer<uint8_t> numbers;
+    uint8_t* room = numbers.reserve(2 * w.steps * 1024);
+    if (index + 1 < w.tiles) return wide_rows<BITS, HALVES, MIN, 2>(w, index, x, row, end, room, output);
+    wide_rows<BITS, HALVES, MIN, 1>(w, index, x, row, end, room, output);
 }
 
 inline void wide_product(const Packed& w, int64_t tile, const Wide& x, int64_t first, int64_t end, const Output& output) {
