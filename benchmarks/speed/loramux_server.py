@@ -140,6 +140,11 @@ class LoramuxServer:
         return channel
 
 
+def tokens_in(message: bytes) -> int:
+    """How many tokens a message brings."""
+    return len(generation_pb2.GenerateResponse.FromString(message).output.tokens)
+
+
 def request_for(stream: Stream) -> bytes:
     """The message that asks for a stream."""
     request = generation_pb2.GenerateRequest(

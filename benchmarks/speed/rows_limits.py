@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.comparison import Limit, Outcome
-from benchmarks.speed.loramux_server import Answer, LoramuxServer, request_for
+from benchmarks.speed.loramux_server import Answer, LoramuxServer, request_for, tokens_in
 from benchmarks.speed.workload import Stream
 
 SETTLED_TOKENS = 20  # of every stream, before anything is measured
@@ -46,7 +46,7 @@ def latency(bench: Bench) -> Iterator[Outcome]:
 async def _disturbed(
     server: LoramuxServer, crowd: Sequence[Stream], short: Sequence[Stream], long: Sequence[Stream]
 ) -> tuple[float, float]:
-    """The median wait of the short prompts and the longest gap of the crowd under the long ones, in median steps."""
+    """The median wait of the short prompts and the longest gap of the crowd under the long ones, in decode steps."""
     answers = [Answer(stream) for stream in crowd]
     running = [asyncio.create_task(server.collect(answer, request_for(answer.stream))) for answer in answers]
     try:
@@ -54,7 +54,7 @@ async def _disturbed(
             await asyncio.sleep(0.01)
         began = time.perf_counter()
         await asyncio.sleep(1.0)
-        step = statistics.median(_gaps(answers, began, time.perf_counter()))
+        step = statistics.median(_seconds_a_token(answer, began) for answer in answers)
         waits = []
         for stream in short:
             latecomer = Answer(stream)
@@ -73,6 +73,13 @@ async def _disturbed(
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _seconds_a_token(answer: Answer, began: float) -> float:
+    """Of what has arrived since: a message may hold the tokens of several steps."""
+    arrivals = [(moment, tokens_in(message)) for moment, message in answer.arrivals if moment >= began]
+    (first, _), (last, _) = arrivals[0], arrivals[-1]
+    return (last - first) / sum(tokens for _, tokens in arrivals[1:])
 
 
 def _gaps(answers: Sequence[Answer], began: float, ended: float) -> list[float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 # A step with prompt tokens takes at most about so many times as long as one without. A stream whose tokens come in
-# steps of decoding alone so never waits for more than five of them, even if the estimate is a third too low.
-LONGEST_STEP = 4.0
+# steps of decoding alone so never waits for more than five of them, even if the estimate is half too low.
+LONGEST_STEP = 3.5
 # Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
 # streams decode, a step may take as long.
 UNNOTICED_SECONDS = 0.04
@@ -23,6 +23,7 @@ class StepPace:
         # prompt tokens decide it: in those with few most of the difference is chance.
         self._tokens_times_seconds = 0.0
         self._tokens_squared = 0.0
+        self._recent_token_seconds = 0.0  # what a token has cost in the last two or three steps
         self._most_prompt_tokens = UNMEASURED_PROMPT_TOKENS // 2  # in a step that was measured
 
     def note(self, num_decoding: int, num_prompt_tokens: int, seconds: float) -> None:
@@ -41,6 +42,8 @@ class StepPace:
         kept = 1 - WEIGHT_OF_THE_NEWEST
         self._tokens_times_seconds = kept * self._tokens_times_seconds + num_prompt_tokens * added
         self._tokens_squared = kept * self._tokens_squared + num_prompt_tokens**2
+        newest = min(added / num_prompt_tokens, 2 * self._prompt_token_seconds())  # not one that something held up
+        self._recent_token_seconds = (self._recent_token_seconds + newest) / 2
         self._most_prompt_tokens = max(self._most_prompt_tokens, num_prompt_tokens)
 
     def max_prompt_tokens(self, num_running: int) -> int:
@@ -54,10 +57,14 @@ class StepPace:
         if decoding is None or not self._tokens_squared:
             return UNMEASURED_PROMPT_TOKENS
         spare = max((LONGEST_STEP - 1.0) * decoding, UNNOTICED_SECONDS - decoding)
-        return max(1, min(int(spare / self._prompt_token_seconds()), 2 * self._most_prompt_tokens))
+        return max(1, min(int(spare / self._dearest_token_seconds()), 2 * self._most_prompt_tokens))
 
     def _prompt_token_seconds(self) -> float:
         return self._tokens_times_seconds / self._tokens_squared
+
+    def _dearest_token_seconds(self) -> float:
+        """A token further into a long prompt sees more of it and costs more: the mean lags behind."""
+        return max(self._recent_token_seconds, self._prompt_token_seconds())
 
     def _decoding_step(self, num_decoding: int) -> float | None:
         """Seconds of a step of decoding alone, from the nearest number of sequences that was measured."""
