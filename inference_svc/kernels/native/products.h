@@ -172,10 +172,10 @@ void rows_of_tile(const Packed& w, const uint8_t* tile, const Step* x, int64_t f
             const int64_t r = first + m;
             if (HALVES) {
                 for (int half = 0; half < 2; half++)
-                    totals[m] = add_step(totals[m], dot<BITS>(codes, x->high[r], x->low[r], 4 * half, 4), numbers.scale[half],
+                    totals[m] = add_step(totals[m], dot<BITS>(codes, x->rows[r].high, x->rows[r].low, 4 * half, 4), numbers.scale[half],
                                          numbers.minimum[half], x->scale[r], x->half_sums[half][r]);
             } else {
-                totals[m] = add_step(totals[m], dot<BITS>(codes, x->high[r], x->low[r], 0, 8), numbers.scale[0],
+                totals[m] = add_step(totals[m], dot<BITS>(codes, x->rows[r].high, x->rows[r].low, 0, 8), numbers.scale[0],
                                      numbers.minimum[0], x->scale[r], x->sum[r]);
             }
         }
@@ -192,53 +192,51 @@ inline bool has_matrix_tiles() {
     return granted;
 }
 
-// Tile registers 0-3: dots, 16 rows x 16 numbers; 4, 5: activations, high and low, 16 rows x 32 bytes; 6, 7: codes, 8 quads x
-// 64 bytes.
+// Tile registers 0-3: dots, 16 rows x 16 numbers. 4 and 5 for 4-bit codes: activations, 16 rows x (32 bytes high, 32 low); and
+// codes, 8 quads x 64 bytes times 16, the same as they are. 6 and 7 for 8 bits: 16 rows x 32 bytes; 8 quads x 64 bytes.
 struct alignas(64) TileConfig {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
 };
 // Not on the stack: gcc 12 takes the instruction for one that reads 8 bytes, and drops the stores to the others.
-static const TileConfig TILES = {1, 0, {}, {64, 64, 64, 64, 32, 32, 64, 64}, {16, 16, 16, 16, 16, 16, 8, 8}};
+static const TileConfig TILES = {1, 0, {}, {64, 64, 64, 64, 64, 64, 32, 64}, {16, 16, 16, 16, 16, 16, 16, 8}};
 
-// The codes of a tile as the matrix tiles read them: 512 bytes a step, and for 4 bits the same times 16 behind them.
-template <int BITS>
-constexpr int64_t code_bytes = BITS == 4 ? 1024 : 512;
+// The compiler knows neither that tile registers read memory nor that they write it.
+inline void fence() { asm volatile("" ::: "memory"); }
 
-template <int BITS, bool MIN>
-void unpack_tile(const Packed& w, const uint8_t* tile, uint8_t* codes_out, Numbers<BITS, false, MIN>* numbers_out) {
-    for (int64_t step = 0; step < w.steps; step++, tile += w.step_bytes, codes_out += code_bytes<BITS>) {
-        Codes codes[8];
-        for (int64_t line = 0; line < w.step_bytes; line += 64) prefetch(tile + PREFETCH + line);
-        load_codes<BITS>(tile, codes);
-        for (int i = 0; i < 8; i++) {
-            _mm512_store_si512(codes_out + 64 * i, codes[i]);
-            if (BITS == 4) _mm512_store_si512(codes_out + 512 + 64 * i, _mm512_slli_epi16(codes[i], 4));
-        }
-        numbers_out[step] = Numbers<BITS, false, MIN>(tile, static_cast<float>(w.zero));
+// The 4-bit codes of a step, as matrix tiles read them: 1024 bytes. Codes times 16 still fit a byte, so that high and low parts
+// of activations add up in one product.
+inline void unpack_codes(const uint8_t* step, uint8_t* out) {
+    const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(static_cast<char>(0xF0));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++, step += 64, out += 64) {
+        const __m512i bytes = _mm512_loadu_si512(step);
+        _mm512_store_si512(out, _mm512_and_si512(_mm512_slli_epi16(bytes, 4), high));
+        _mm512_store_si512(out + 256, _mm512_and_si512(bytes, high));
+        _mm512_store_si512(out + 512, _mm512_and_si512(bytes, low));
+        _mm512_store_si512(out + 768, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low));
     }
 }
 
-// Dots of one step, in register A, and B for the low parts of 8 bits; the compiler wants registers as literal numbers. 4-bit
-// codes times 16 still fit a byte, so high and low parts add up in one register.
-#define LORAMUX_MULTIPLY_STEP(A, B)                \
-    do {                                           \
-        _tile_zero(A);                             \
-        _tile_loadd(4, x.high, 32);                \
-        _tile_loadd(5, x.low, 32);                 \
-        _tile_loadd(6, codes, 64);                 \
-        if constexpr (BITS == 4) {                 \
-            _tile_loadd(7, codes + 512, 64);       \
-            _tile_dpbsud(A, 4, 7);                 \
-            _tile_dpbsud(A, 5, 6);                 \
-        } else {                                   \
-            _tile_zero(B);                         \
-            _tile_dpbsud(A, 4, 6);                 \
-            _tile_dpbsud(B, 5, 6);                 \
-            _tile_stored(B, out + 256, 64);        \
-        }                                          \
-        _tile_stored(A, out, 64);                  \
+// Dots of one step, in the register A, and B for the low parts of 8 bits; the compiler wants registers as literal numbers.
+#define LORAMUX_MULTIPLY_STEP(A, B)                      \
+    do {                                                 \
+        _tile_zero(A);                                   \
+        if constexpr (BITS == 4) {                       \
+            _tile_loadd(4, x.rows, 64);                  \
+            _tile_loadd(5, codes, 64);                   \
+            _tile_dpbsud(A, 4, 5);                       \
+        } else {                                         \
+            _tile_zero(B);                               \
+            _tile_loadd(7, codes, 64);                   \
+            _tile_loadd(6, x.rows[0].high, 64);          \
+            _tile_dpbsud(A, 6, 7);                       \
+            _tile_loadd(6, x.rows[0].low, 64);           \
+            _tile_dpbsud(B, 6, 7);                       \
+            _tile_stored(B, out + 256, 64);              \
+        }                                                \
+        _tile_stored(A, out, 64);                        \
     } while (0)
 
 template <int BITS>
@@ -249,32 +247,48 @@ inline void multiply_step(int64_t step, const Step& x, const uint8_t* codes, int
         LORAMUX_MULTIPLY_STEP(2, 3);
 }
 
-template <int BITS, bool MIN>
-void matrix_tile(int64_t steps, const uint8_t* codes, const Numbers<BITS, false, MIN>* numbers, const Step* x, int32_t* dots,
-                 Vector (&totals)[ROWS]) {
-    constexpr int AHEAD = 2;  // steps: what a tile has stored cannot be read at once
-    for (int m = 0; m < ROWS; m++) totals[m] = Vector{};
-    auto multiply = [&](int64_t step) {
-        multiply_step<BITS>(step, x[step], codes + step * code_bytes<BITS>, dots + step % (2 * AHEAD) * 512);
+// How many steps earlier than what reads them codes are unpacked and dots are stored: what was written a moment ago cannot be
+// read into a tile register, nor what one has stored into another register.
+constexpr int64_t UNPACKED_AHEAD = 4, MULTIPLIED_AHEAD = 2;
+
+// A tile for the first MR rows of a block. 4-bit codes are at `codes`, the step s at 1024 * (s & mask), once they have been
+// unpacked, which `unpack` asks for. 8-bit codes are read as they are packed.
+template <int BITS, bool MIN, int MR>
+void matrix_tile(const Packed& w, const uint8_t* tile, const Step* x, uint8_t* codes, int64_t mask, bool unpack, Vector (&totals)[MR]) {
+    alignas(64) int32_t dots[2 * MULTIPLIED_AHEAD][512];
+    const float zero = static_cast<float>(w.zero);
+    for (int m = 0; m < MR; m++) totals[m] = Vector{};
+    auto unpack_step = [&](int64_t step) {
+        const uint8_t* packed = tile + step * w.step_bytes;
+        for (int64_t line = 0; line < w.step_bytes; line += 64) prefetch(packed + PREFETCH + line);
+        if constexpr (BITS == 4) unpack_codes(packed, codes + (step & mask) * 1024);
     };
-    for (int64_t step = 0; step < std::min<int64_t>(AHEAD, steps); step++) multiply(step);
-    for (int64_t step = 0; step < steps; step++) {
-        if (step + AHEAD < steps) multiply(step + AHEAD);
-        const int32_t* in = dots + step % (2 * AHEAD) * 512;
-        const Vector scale = numbers[step].scale[0], minimum = numbers[step].minimum[0];
+    auto multiply = [&](int64_t step) {
+        fence();
+        multiply_step<BITS>(step, x[step], BITS == 4 ? codes + (step & mask) * 1024 : tile + step * w.step_bytes,
+                            dots[step % (2 * MULTIPLIED_AHEAD)]);
+        fence();
+    };
+    for (int64_t step = 0; unpack && step < std::min(UNPACKED_AHEAD, w.steps); step++) unpack_step(step);
+    for (int64_t step = 0; step < std::min(MULTIPLIED_AHEAD, w.steps); step++) multiply(step);
+    for (int64_t step = 0; step < w.steps; step++) {
+        if (unpack && step + UNPACKED_AHEAD < w.steps) unpack_step(step + UNPACKED_AHEAD);
+        if (step + MULTIPLIED_AHEAD < w.steps) multiply(step + MULTIPLIED_AHEAD);
+        const int32_t* in = dots[step % (2 * MULTIPLIED_AHEAD)];
+        const Numbers<BITS, false, MIN> numbers(tile + step * w.step_bytes, zero);
         const Step& info = x[step];
 #pragma GCC unroll 16
-        for (int m = 0; m < ROWS; m++) {
+        for (int m = 0; m < MR; m++) {
             __m512i dot = _mm512_load_si512(in + 16 * m);
             if (BITS == 8) dot = _mm512_add_epi32(_mm512_slli_epi32(dot, 8), _mm512_load_si512(in + 256 + 16 * m));
-            totals[m] = add_step(totals[m], (Vector)_mm512_cvtepi32_ps(dot), scale, minimum, info.scale[m], info.sum[m]);
+            totals[m] = add_step(totals[m], (Vector)_mm512_cvtepi32_ps(dot), numbers.scale[0], numbers.minimum[0], info.scale[m], info.sum[m]);
         }
     }
 }
 #endif
 
 // Fewer rows than this are not worth a matrix tile.
-constexpr int64_t ROWS_FOR_MATRIX_TILES = 12;
+constexpr int64_t ROWS_FOR_MATRIX_TILES = 5;
 
 // A thread's share of a pass lies between these two: the registers cost whoever switches threads.
 inline void begin_matrix_tiles() {
@@ -319,17 +333,21 @@ void product_tile(const Packed& w, int64_t index, const Rounded& x, int64_t row,
 #if defined(LORAMUX_AMX)
     if constexpr (!HALVES)
         if (end - row >= ROWS_FOR_MATRIX_TILES && has_matrix_tiles()) {
+            // One block needs the codes of a few steps at a time; more of them find all unpacked by the first.
+            const bool is_last = end - row <= ROWS;
+            const int64_t mask = is_last ? 2 * UNPACKED_AHEAD - 1 : -1;
             static thread_local Buffer<uint8_t> codes;
-            static thread_local Buffer<Numbers<BITS, HALVES, MIN>> numbers;
-            alignas(64) int32_t dots[4 * 512];
-            uint8_t* unpacked = codes.reserve(w.steps * code_bytes<BITS>);
-            Numbers<BITS, HALVES, MIN>* scales = numbers.reserve(w.steps);
-            unpack_tile<BITS, MIN>(w, tile, unpacked, scales);
-            for (; end - row >= ROWS_FOR_MATRIX_TILES; row += ROWS) {
-                Vector totals[ROWS];
-                matrix_tile<BITS, MIN>(w.steps, unpacked, scales, x.block(row / ROWS), dots, totals);
-                for (int m = 0; m < ROWS && row + m < end; m++) output.put(row + m, first, count, totals[m]);
-            }
+            uint8_t* unpacked = codes.reserve((is_last ? 2 * UNPACKED_AHEAD : w.steps) * 1024);
+            bool unpack = true;
+            auto block = [&](auto rows) {
+                constexpr int MR = decltype(rows)::value;
+                Vector totals[MR];
+                matrix_tile<BITS, MIN, MR>(w, tile, x.block(row / ROWS), unpacked, mask, unpack, totals);
+                for (int m = 0; m < MR && row + m < end; m++) output.put(row + m, first, count, totals[m]);
+                unpack = false;
+            };
+            for (; end - row >= ROWS_FOR_MATRIX_TILES; row += ROWS)
+                end - row > 8 ? block(std::integral_constant<int, 16>()) : block(std::integral_constant<int, 8>());
         }
 #endif
     auto some = [&](auto rows) {

@@ -16,7 +16,9 @@ inline int64_t whole_blocks(int64_t rows) { return (rows + ROWS - 1) / ROWS * RO
 // 32 columns of 16 rows. A number is high * 2^SHIFT + low; `scale` is what one counts, and the sums are those of the row's
 // numbers, scaled: of all 32, of the first and of the second half.
 struct alignas(64) Step {
-    int8_t high[ROWS][32], low[ROWS][32];
+    struct {
+        int8_t high[32], low[32];
+    } rows[ROWS];
     float scale[ROWS], sum[ROWS], half_sums[2][ROWS];
 };
 
@@ -48,8 +50,8 @@ void round_steps(const float* x, int64_t row, int64_t first, int64_t end, Rounde
         const float scale = most / most_code;
         int32_t sums[2] = {0, 0};
         for (int half = 0; half < 2; half++) {
-            int8_t* high = step->high[r] + 16 * half;
-            int8_t* low = step->low[r] + 16 * half;
+            int8_t* high = step->rows[r].high + 16 * half;
+            int8_t* low = step->rows[r].low + 16 * half;
 #if defined(__AVX512F__)
             const __m512i whole = _mm512_cvtps_epi32((__m512)((half ? b : a) * inverse));
             const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(1 << (SHIFT - 1))), SHIFT);

@@ -1,6 +1,6 @@
 // Products of many rows: matrix tiles of bfloat16.
 //
-// With several rows what costs is not the products but adding them up step by step. So the numbers of a tile are unpacked to
+// With many rows what costs is not the products but adding them up step by step. So the numbers of a tile are unpacked to
 // bfloat16, which its registers multiply and add by themselves; activations keep 16 bits, as a bfloat16 and the bfloat16 of
 // what is left over. Weights lose what is beyond 8 bits. Sums are in another order than those of rounded products: not for
 // the invariant mode.
@@ -9,7 +9,7 @@
 
 namespace loramux {
 
-constexpr int64_t ROWS_FOR_WIDE = 9;  // fewer are not worth unpacking a matrix for
+constexpr int64_t ROWS_FOR_WIDE = ROWS + 1;  // one block is as quick in whole numbers
 
 struct alignas(64) WideStep {
     uint16_t high[ROWS][32], low[ROWS][32];
@@ -49,9 +49,6 @@ inline void widen_steps(const float* x, int64_t row, int64_t first, int64_t end,
             std::memcpy(step->low[row % ROWS] + 16 * half, &low, 32);
         }
 }
-
-// The compiler knows neither that tile registers read memory nor that they write it.
-inline void fence() { asm volatile("" ::: "memory"); }
 
 template <int LEFT>
 inline __m512i shifted(__m512i v) {
