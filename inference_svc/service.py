@@ -191,7 +191,9 @@ def _load_model(config: Config) -> tuple[BaseModel, int]:
             adapter_bytes = room_for_adapters(config, opened)
             return opened.load(longest=config.kv_cache_tokens), adapter_bytes
     except (WeightsError, TokenizationError, InferenceError) as error:
-        raise StartError(f"--model {config.model}: {error}") from error
+        sentence = str(error)  # most name the model themselves
+        named = sentence if sentence.startswith(config.model) else f"{config.model}: {sentence}"
+        raise StartError(f"--model {named}") from error
 
 
 def _make_engine(config: Config, base: BaseModel, registry: AdapterRegistry, observer: EngineObserver | None) -> Engine:

@@ -68,7 +68,8 @@ def measure(plan: Plan) -> Report:
     with tempfile.TemporaryFile(dir=_spool_folder()) as spool:
         base, reference = _load(plan, plan.reference)
         texts = [prompt.encode(base.tokenizer) for prompt in plan.prompts]
-        cut = [token_ids[: plan.max_tokens] for token_ids in texts if token_ids]
+        most = min(plan.max_tokens, base.config.context_length)
+        cut = [token_ids[:most] for token_ids in texts if token_ids]
         if not cut:
             raise DistortionError("no text has a token: there is nothing to measure")
         mixtures = _mixtures(plan, base)
@@ -85,6 +86,11 @@ def measure(plan: Plan) -> Report:
                 f"{plan.compared.model} reads the texts as other tokens than {plan.reference.model}: two precisions of "
                 "one model have the same vocabulary"
             )
+        if base.config.context_length < max(map(len, cut)):
+            raise DistortionError(
+                f"{plan.compared.model} takes texts of up to {base.config.context_length} tokens, fewer than "
+                f"{plan.reference.model}: say --max-tokens {base.config.context_length}"
+            )
         mixtures = _mixtures(plan, base)
         measures = [Measures() for _ in mixtures]
         spool.seek(0)
@@ -100,8 +106,8 @@ def measure(plan: Plan) -> Report:
             reference=reference,
             compared=compared,
             texts=len(cut),
-            cut_texts=sum(len(token_ids) > plan.max_tokens for token_ids in texts),
-            max_tokens=plan.max_tokens,
+            cut_texts=sum(len(token_ids) > most for token_ids in texts),
+            max_tokens=most,
             distortions=[
                 Distortion(
                     None if index == 0 or plan.adapters is None else plan.adapters.name,

@@ -59,7 +59,7 @@ def heat_map_panel(figure: Any, axis: Any, values: Any, rows: Sequence[str], tit
 def line_panel(axis: Any, title: str) -> None:
     """What all panels of lines look like; call it before lines are drawn."""
     axis.set_title(title, fontsize=9)
-    axis.tick_params(labelsize=7)
+    axis.tick_params(which="both", labelsize=7)
     axis.grid(alpha=0.3, linewidth=0.5)
 
 

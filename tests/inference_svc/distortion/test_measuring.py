@@ -10,6 +10,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,18 @@ def test_logits_without_room_are_refused_with_the_arithmetic(
         DistortionError, match=rf"{count} positions over 288 tokens need .* KiB, and 5 B are free in {tmp_path}"
     ):
         measure(plan(side, side))
+
+
+def test_texts_are_cut_to_what_the_model_can_take(floats: TinyModel, tmp_path: Path) -> None:
+    side = Side(str(floats.folder), None, None)
+    long = replace(plan(side, side, texts=["sea " * 100, "sea"]), max_tokens=1000)
+    report = measure(long)
+    assert (report.max_tokens, report.cut_texts) == (tiny_folder.CONTEXT, 1)
+    assert report.distortions[0].summary.positions == tiny_folder.CONTEXT + 3
+    write_tiny_llama_gguf(tmp_path / "short.gguf", vocab=tiny_folder.TOKENS, context=128)
+    shorter = Side(str(tmp_path / "short.gguf"), None, "reference")
+    with pytest.raises(DistortionError, match=r"short\.gguf takes texts of up to 128 tokens, fewer than .*tiny: say"):
+        measure(replace(long, compared=shorter))
 
 
 def test_texts_without_tokens_are_refused(floats: TinyModel) -> None:
