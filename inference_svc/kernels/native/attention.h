@@ -76,6 +76,18 @@ void score_blocks(const float* const* queries, const T* const* keys, int64_t dim
     }
 }
 
+// What 16 positions from `start` on count for a query at a position, -infinity where it does not see them.
+inline Vector seen_scores(const AttentionShape& shape, Vector score, int64_t start, int64_t position) {
+    score = score * shape.scale;
+    if (shape.softcap > 0.0f) score = tanh(score * (1.0f / shape.softcap)) * shape.softcap;
+    if (start + BLOCK - 1 <= position && (shape.window == 0 || start > position - shape.window)) return score;
+    const int32_t own = static_cast<int32_t>(position);
+    const Integers positions = Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + static_cast<int32_t>(start);
+    Integers seen = positions <= own;
+    if (shape.window != 0) seen &= positions > own - static_cast<int32_t>(shape.window);
+    return seen ? score : splat(-INFINITY);
+}
+
 // Mixes of values for NQ queries, ND vectors of dimensions.
 template <int NQ, int ND, typename T>
 void mix_values(const float (*weights)[CHUNK], int64_t count, const T* const* values, int64_t dim, int64_t first_d,
@@ -103,21 +115,7 @@ void attend_queries(const AttentionShape& shape, const float* const* queries, co
     Vector most[NQ];
     for (int q = 0; q < NQ; q++) most[q] = splat(-INFINITY);
     auto finish = [&](int q, int64_t block, Vector score) {
-        score = score * shape.scale;
-        if (shape.softcap > 0.0f) score = tanh(score * (1.0f / shape.softcap)) * shape.softcap;
-        const int32_t start = static_cast<int32_t>(first + block * BLOCK), own = static_cast<int32_t>(positions[q]);
-        const Integers position = Integers{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + start;
-        Integers seen = position <= own;
-        if (shape.window != 0) seen &= position > own - static_cast<int32_t>(shape.window);
-        score = seen ? score : splat(-INFINITY);
-        store(&weights[q][block * BLOCK], score);
-        most[q] = largest(most[q], score);
-    };
-    auto finish_whole = [&](int q, int64_t block, Vector score) {
-        const int64_t start = first + block * BLOCK;
-        if (start + BLOCK - 1 > positions[q] || (shape.window != 0 && start <= positions[q] - shape.window) || shape.softcap > 0.0f)
-            return finish(q, block, score);
-        score = score * shape.scale;
+        score = seen_scores(shape, score, first + block * BLOCK, positions[q]);
         store(&weights[q][block * BLOCK], score);
         most[q] = largest(most[q], score);
     };
@@ -132,12 +130,12 @@ void attend_queries(const AttentionShape& shape, const float* const* queries, co
         Vector scores[NQ][4];
         score_blocks<NQ, 4>(queries, keys + block, shape.head_dim, scores, ahead);
         for (int q = 0; q < NQ; q++)
-            for (int b = 0; b < 4; b++) finish_whole(q, block + b, scores[q][b]);
+            for (int b = 0; b < 4; b++) finish(q, block + b, scores[q][b]);
     }
     for (; block < num_blocks; block++) {
         Vector scores[NQ][1];
         score_blocks<NQ, 1>(queries, keys + block, shape.head_dim, scores, [](int64_t) {});
-        for (int q = 0; q < NQ; q++) finish_whole(q, block, scores[q][0]);
+        for (int q = 0; q < NQ; q++) finish(q, block, scores[q][0]);
     }
     for (int q = 0; q < NQ; q++) {
         const float top = largest_of(most[q]);
@@ -157,9 +155,10 @@ void attend_queries(const AttentionShape& shape, const float* const* queries, co
 }
 
 // One chunk of one tile for one kv head; results per query: out [head_dim], largest score, sum.
-template <typename T>
+// `wide(...)`, if it gives true, has computed all queries of the tile itself.
+template <typename T, typename Wide>
 void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv_head, int64_t chunk, const float* q,
-                  int64_t q_stride, const T* keys, const T* values, float* partials, int64_t partial_size) {
+                  int64_t q_stride, const T* keys, const T* values, float* partials, int64_t partial_size, const Wide& wide) {
     const int64_t first = chunk * CHUNK, group = shape.group(), dim = shape.head_dim;
     const int64_t first_position = tile.segment->first_position + tile.first;
     const int64_t end = std::min<int64_t>(first + CHUNK, first_position + tile.num_rows);
@@ -193,6 +192,7 @@ void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv
         outs[i] = numbers[i] + 2;
     }
     int64_t i = 0;
+    if (wide(queries, positions, num_queries, first, count, key_blocks, value_blocks, outs, maxima, sums)) i = num_queries;
     auto some = [&](auto queries_at_once) {
         constexpr int NQ = decltype(queries_at_once)::value;
         for (; num_queries - i >= NQ; i += NQ)

@@ -6,6 +6,7 @@
 #include "float_products.h"
 #include "program.h"
 #include "threads.h"
+#include "wide_attention.h"
 
 namespace loramux {
 
@@ -346,12 +347,20 @@ class Runner {
         const int64_t partial_size = shape.head_dim + 2;
         const float* q = p.at(o.inputs[0]);
         const int64_t q_stride = p.values[o.inputs[0]].stride;
+        auto wide = [&](const float* const* queries, const int64_t* positions, int64_t num_queries, auto... rest) {
+            if constexpr (std::is_same_v<T, half_t>)
+                if (is_wide() && num_queries >= QUERIES_FOR_WIDE && has_wide_attention(shape)) {
+                    attend_wide(shape, queries, positions, num_queries, rest...);
+                    return true;
+                }
+            return false;
+        };
         t.share(p.num_attention_items, 1, [&](int64_t first_item, int64_t end) {
             for (int64_t item = first_item; item < end; item++) {
                 const QueryTile& tile = p.tiles[tile_of(item)];
                 const int64_t within = item - tile.first_item;
                 attend_chunk(shape, tile, within % shape.num_kv_heads, within / shape.num_kv_heads, q, q_stride, keys, values,
-                             p.partials.data(), partial_size);
+                             p.partials.data(), partial_size, wide);
             }
         });
     }

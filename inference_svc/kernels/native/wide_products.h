@@ -34,20 +34,31 @@ struct Wide {
 static const TileConfig WIDE_TILES = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 inline bool has_wide_products() { return has_matrix_tiles(); }
+
+inline __m512 left_over(__m512 value) { return _mm512_sub_ps(value, _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(value))); }
+
+// Two vectors side by side, number by number, as bfloat16.
+inline __m512i paired(__m512 a, __m512 b) {
+    alignas(64) static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_permutexvar_epi16(_mm512_load_si512(interleave), (__m512i)_mm512_cvtne2ps_pbh(b, a));
+}
+
 inline void begin_wide_tiles() { _tile_loadconfig(&WIDE_TILES); }
 
+// 32 numbers as bfloat16, and what is left over of them.
+inline void widen(const float* x, uint16_t* high, uint16_t* low) {
+    for (int half = 0; half < 2; half++, x += 16, high += 16, low += 16) {
+        const __m512 value = (__m512)load(x);
+        const __m256bh upper = _mm512_cvtneps_pbh(value), rest = _mm512_cvtneps_pbh(left_over(value));
+        std::memcpy(high, &upper, 32);
+        std::memcpy(low, &rest, 32);
+    }
+}
+
 inline void widen_steps(const float* x, int64_t row, int64_t first, int64_t end, Wide& out) {
-    WideStep* step = out.data.data() + row / ROWS * out.steps + first;
-    x += first * 32;
-    for (int64_t index = first; index < end; index++, x += 32, step++)
-        for (int half = 0; half < 2; half++) {
-            const __m512 value = (__m512)load(x + 16 * half);
-            const __m256bh high = _mm512_cvtneps_pbh(value);
-            const __m512 rest = _mm512_sub_ps(value, _mm512_cvtpbh_ps(high));
-            const __m256bh low = _mm512_cvtneps_pbh(rest);
-            std::memcpy(step->high[row % ROWS] + 16 * half, &high, 32);
-            std::memcpy(step->low[row % ROWS] + 16 * half, &low, 32);
-        }
+    WideStep* steps = out.data.data() + row / ROWS * out.steps;
+    for (int64_t step = first; step < end; step++) widen(x + 32 * step, steps[step].high[row % ROWS], steps[step].low[row % ROWS]);
 }
 
 template <int LEFT>
@@ -61,10 +72,7 @@ inline __m512i shifted(__m512i v) {
 // converted: put among the bits of 128.0 (of 32768.0 for 8 bits) it counts in ones, and the minimum takes the rest back.
 template <int BITS, bool HALVES, bool MIN>
 inline void widen_step(const uint8_t* step, float zero, uint8_t* out) {
-    alignas(64) static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     constexpr int place = BITS == 4 ? 16 : 8;  // of a code's lowest bit
-    const __m512i order = _mm512_load_si512(interleave);
     const __m512i base = _mm512_set1_epi32(BITS == 4 ? 0x43000000 : 0x47000000), mask = _mm512_set1_epi32(((1 << BITS) - 1) << place);
     Numbers<BITS, HALVES, MIN> numbers(step, zero);
     for (int half = 0; half < (HALVES ? 2 : 1); half++)
@@ -76,12 +84,10 @@ inline void widen_step(const uint8_t* step, float zero, uint8_t* out) {
     // The four columns whose codes begin at this bit of the bytes.
     auto quad = [&](auto first_bit, __m512i codes, int half, uint8_t* out) {
         constexpr int up = place - decltype(first_bit)::value;
-        const __m512bh low = _mm512_cvtne2ps_pbh(column(std::integral_constant<int, up - 8>(), codes, half),
-                                                 column(std::integral_constant<int, up>(), codes, half));
-        const __m512bh high = _mm512_cvtne2ps_pbh(column(std::integral_constant<int, up - 24>(), codes, half),
-                                                  column(std::integral_constant<int, up - 16>(), codes, half));
-        _mm512_store_si512(out, _mm512_permutexvar_epi16(order, (__m512i)low));
-        _mm512_store_si512(out + 64, _mm512_permutexvar_epi16(order, (__m512i)high));
+        _mm512_store_si512(out, paired(column(std::integral_constant<int, up>(), codes, half),
+                                       column(std::integral_constant<int, up - 8>(), codes, half)));
+        _mm512_store_si512(out + 64, paired(column(std::integral_constant<int, up - 16>(), codes, half),
+                                            column(std::integral_constant<int, up - 24>(), codes, half)));
     };
 #pragma GCC unroll 8
     for (int i = 0; i < (BITS == 4 ? 4 : 8); i++) {

@@ -240,6 +240,44 @@ def test_attention_and_norms_equal_the_reference_however_a_sequence_is_cut(shape
         assert torch.equal(run(native, cuts), whole)
 
 
+class BareAttention(OneAttention):
+    """The attention alone."""
+
+    def hidden_states(self, run: Forward[Value]) -> Value:
+        return run.attention(*run.split(run.embed(self.table, 0.5), self.sizes), 0, self.shape)
+
+
+@pytest.mark.parametrize(
+    "shape", [*SHAPES, AttentionShape(12, 2, 128, 0.09, window=200), AttentionShape(6, 2, 96, 0.1)], ids=str
+)
+def test_attention_of_many_rows_is_that_of_the_reference_in_bfloat16(shape: AttentionShape) -> None:
+    model = BareAttention(shape)
+    eager, _ = executors(model)
+    native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    length = 600
+    ids = torch.randint(0, 64, (length,), generator=torch.Generator().manual_seed(5))
+    blocks = torch.randperm(40, generator=torch.Generator().manual_seed(6))
+    slots = blocks[torch.arange(length) // 16] * 16 + torch.arange(length) % 16
+    width = shape.num_heads * shape.head_dim
+
+    def run(executor: EagerExecutor | NativeExecutor) -> Tensor:
+        kind = executor.cache_dtype
+        own, parts = KVCache(1, 40, 16, shape.num_kv_heads, shape.head_dim, width, dtype=kind, device=CPU), []
+        if executor is native:
+            for keys_or_values in own.storage:
+                keys_or_values.fill_(float("nan"))  # what nobody has written must not matter
+        for start, stop in ((0, 41), (41, 300), (300, length)):
+            segment = AttentionSegment(0, stop - start, start, blocks)
+            batch = ForwardBatch(ids[start:stop], torch.arange(start, stop), slots[start:stop], (segment,))
+            parts.append(executor.hidden_states(batch, own))
+        return torch.cat(parts)
+
+    # Weights of positions and values keep 8 bits, keys and values in the cache 11: at most 2^-8 of the largest value, and as
+    # much again for what a rounded key does to a score.
+    largest = 0.5 * float(model.table.dequantize().abs().max())
+    assert (run(native) - run(eager)).abs().max() < largest * 2**-7
+
+
 def test_without_a_compiler_the_reference_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
