@@ -273,8 +273,8 @@ def test_attention_of_many_rows_is_that_of_the_reference_in_bfloat16(shape: Atte
             parts.append(executor.hidden_states(batch, own))
         return torch.cat(parts)
 
-    # Weights of positions and values keep 8 bits, keys and values in the cache 11: at most 2^-8 of the largest value, and
-    # as much again for what a rounded key does to a score.
+    # Weights of positions and values keep 8 bits, keys and values in the cache 11: at most 2^-8 of the largest value,
+    # and as much again for what a rounded key does to a score.
     largest = 0.5 * float(model.table.dequantize().abs().max())
     assert (run(native) - run(eager)).abs().max() < largest * 2**-7
 
