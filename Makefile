@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP := .venv/bin/pip --disable-pip-version-check -q
 RUN := .venv/bin
 
-.PHONY: demo demo-adapters test stress torture bench bench-accuracy bench-curves bench-peers check format protos check-protos clean
+.PHONY: demo demo-adapters test stress torture bench bench-accuracy bench-curves bench-loads bench-peers check format protos check-protos clean
 
 demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
 	$(RUN)/python -m orderings.demo.run
@@ -32,6 +32,9 @@ bench-accuracy: .venv/.development $(if $(BENCH_PEERS_DIR),,bench-peers)  ## how
 
 bench-curves: .venv/.development  ## how the cost of a step grows, as pictures in benchmarks/plots
 	$(RUN)/python -m benchmarks.curves $(CURVES)
+
+bench-loads: .venv/.development  ## the gaps between tokens of one stream, alone and during 100 loads of adapters
+	$(RUN)/python -m benchmarks.adapter_loads
 
 bench-peers: .venv/.development  ## install the peers that `make bench` compares with (vLLM alone is 3.5 GB)
 	$(RUN)/python -m benchmarks.peers.installations $(PEERS)

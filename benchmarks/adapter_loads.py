@@ -22,6 +22,7 @@ from inference_svc.config import load_config
 from inference_svc.engine.request import Finished, GenerationRequest, Output, Sampling, Stopping
 from inference_svc.rpc.ports import Service
 from inference_svc.rpc.wakeup import Bell, Wakeup
+from inference_svc.server import sparing_what_is_here
 from inference_svc.service import open_service
 
 
@@ -94,7 +95,7 @@ async def run(model: str, loads: int, rank: int) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as root:
         config = load_config({"model": model, "adapter_roots": (Path(root),), "data_dir": Path(root) / "data"}, {})
-        service = await open_service(config)
+        service = await sparing_what_is_here(open_service)(config)
         try:
             shapes = service.adapters.registry.base.linear_shapes  # type: ignore[attr-defined]
             nbytes = write_adapter(Path(root) / "guest", shapes, rank)

@@ -119,7 +119,7 @@ def watch(
 
 def activate(
     context: typer.Context,
-    adapters: Annotated[list[str] | None, typer.Argument(metavar="[NAME[=WEIGHT]]...", help="LoRA adapters.")] = None,
+    adapters: Annotated[list[str] | None, typer.Argument(metavar="NAME[=WEIGHT]", help="LoRA adapters.")] = None,
     xlora: XLoraOption = None,
     base: BaseOption = False,
     address: AddressOption = None,
