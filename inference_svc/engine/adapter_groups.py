@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -61,9 +62,9 @@ class AdapterGroups:
                 rows.setdefault(bank.digest, []).extend(span.rows)
                 computed.setdefault(bank.digest, []).append(values)
         return tuple(
-            AdapterRows(
+            _ascending(
                 banks[digest],
-                torch.tensor(rows[digest], device=self._device),
+                rows[digest],
                 self._constant(constant[digest]) if digest in constant else _joined(computed[digest]),
             )
             for digest in sorted(banks)
@@ -86,6 +87,15 @@ class AdapterGroups:
             values = values.expand(len(span.rows), -1, -1)
         weight = classifier.config.global_scaling_weight
         return values if weight == 1.0 else values * weight
+
+
+def _ascending(bank: AdapterBank, rows: list[int], scalings: Tensor) -> AdapterRows:
+    """Requests that override a mixture are classified apart, and may come in another order than their rows."""
+    indices = torch.tensor(rows, device=scalings.device)
+    if any(later < earlier for earlier, later in pairwise(rows)):
+        indices, order = indices.sort()
+        scalings = scalings[order]
+    return AdapterRows(bank, indices, scalings)
 
 
 def _joined(values: list[Tensor]) -> Tensor:

@@ -36,7 +36,7 @@ class AdapterRows:
     """The rows that a bank changes, and how strongly."""
 
     bank: AdapterBank
-    rows: Tensor  # int64 [num_adapter_rows]
+    rows: Tensor  # int64 [num_adapter_rows], ascending
     # [num_adapter_rows, 1, num_experts] where all layers have the same scalings (constant weights), else
     # [num_adapter_rows, num_layers, num_experts], read at the bank's scaling row of the module.
     scalings: Tensor

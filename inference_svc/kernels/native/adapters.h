@@ -86,14 +86,13 @@ void low_rank_rows(const BankRows& bank, const Delta& delta, int64_t first, int6
                 weights[m][n] == 0.0f ? 0.0f : results[m][n] * (weights[m][n] * delta.factor);
 }
 
-// Ranks first.. of all rows of a bank.
-inline void low_rank(const BankRows& bank, const Delta& delta, int64_t first, int64_t in_features, const float* x,
-                     int64_t x_stride, float* low) {
+// Ranks first.. of a bank's rows row..end.
+inline void low_rank(const BankRows& bank, const Delta& delta, int64_t first, int64_t in_features, int64_t row, int64_t end,
+                     const float* x, int64_t x_stride, float* low) {
     auto all = [&](auto type) {
         using T = decltype(type);
-        int64_t row = 0;
-        for (; bank.num_rows - row >= 4; row += 4) low_rank_rows<4, T>(bank, delta, first, in_features, row, x, x_stride, low);
-        for (; row < bank.num_rows; row++) low_rank_rows<1, T>(bank, delta, first, in_features, row, x, x_stride, low);
+        for (; end - row >= 4; row += 4) low_rank_rows<4, T>(bank, delta, first, in_features, row, x, x_stride, low);
+        for (; row < end; row++) low_rank_rows<1, T>(bank, delta, first, in_features, row, x, x_stride, low);
     };
     delta.halves ? all(half_t()) : all(float());
 }
@@ -148,16 +147,15 @@ void add_last_outputs(const BankRows& bank, const Delta& delta, const float* low
     }
 }
 
-// Adds a bank's delta to outputs first.. of its rows.
+// Adds a bank's delta to outputs first.. of its rows row..end.
 inline void add_delta(const BankRows& bank, const Delta& delta, const float* low, int64_t first, int64_t out_features,
-                      const float* base, float* y, int64_t y_stride) {
+                      int64_t row, int64_t end, const float* base, float* y, int64_t y_stride) {
     auto all = [&](auto type) {
         using T = decltype(type);
-        int64_t row = 0;
         const bool is_whole = out_features - first >= OUTPUTS;
-        for (; is_whole && bank.num_rows - row >= 4; row += 4)
+        for (; is_whole && end - row >= 4; row += 4)
             add_delta_rows<4, T>(bank, delta, low, first, out_features, row, base, y, y_stride);
-        for (; row < bank.num_rows; row++)
+        for (; row < end; row++)
             if (is_whole)
                 add_delta_rows<1, T>(bank, delta, low, first, out_features, row, base, y, y_stride);
             else

@@ -231,24 +231,37 @@ class Runner {
         const int32_t input = o.inputs[0];
         const float* x = p.at(input);
         const int64_t x_stride = p.values[input].stride;
-        // Items: tiles of 16 outputs of all matrices, for each part of the rows; then blocks of ranks of all deltas.
-        const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = by_rows() ? t.count() : 1;
-        const int64_t blocks = (pass.num_rows + ROWS - 1) / ROWS, num_products = num_tiles * parts;
+        // Items, for each part of the rows: tiles of 16 outputs of all matrices; then blocks of ranks of all deltas.
         static thread_local DeltaPlan plan;
-        const int64_t num_items = num_products + plan_deltas(o, plan);
-        t.share(num_items, grain(num_items), [&](int64_t first, int64_t end) {
+        const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = by_rows() ? t.count() : 1;
+        const int64_t num_blocks = plan_deltas(o, plan), num_items = num_tiles + num_blocks;
+        t.share(num_items * parts, grain(num_items * parts), [&](int64_t first, int64_t end) {
             for (int64_t item = first; item < end; item++) {
-                if (item >= num_products) {
-                    ranks_of(o, plan, item - num_products, x, x_stride);
+                const int64_t part = item / num_items, index = item % num_items;
+                if (index >= num_tiles) {
+                    ranks_of(o, plan, index - num_tiles, {part, parts}, x, x_stride);
                     continue;
                 }
-                const auto& [matrix, tile] = o.tiles[item % num_tiles];
-                const int64_t part = item / num_tiles;
-                multiply(o.matrices[matrix], tile, x, x_stride, blocks * part / parts * ROWS,
-                         std::min(blocks * (part + 1) / parts * ROWS, pass.num_rows));
+                const auto& [matrix, tile] = o.tiles[index];
+                multiply(o.matrices[matrix], tile, x, x_stride, first_row(Part{part, parts}), first_row(Part{part + 1, parts}));
             }
         });
-        if (num_items > num_products) add_deltas(o, plan);
+        if (num_blocks) add_deltas(o, plan, parts);
+    }
+
+    struct Part {
+        int64_t index, count;
+        Part next() const { return {index + 1, count}; }
+    };
+
+    // The first row of a part of the rows: it begins with a block.
+    int64_t first_row(Part part) const {
+        return std::min((pass.num_rows + ROWS - 1) / ROWS * part.index / part.count * ROWS, pass.num_rows);
+    }
+
+    // The first of a bank's rows, which ascend, in a part of the rows.
+    int64_t first_row(Part part, const BankRows& bank) const {
+        return std::lower_bound(bank.rows, bank.rows + bank.num_rows, first_row(part)) - bank.rows;
     }
 
     // Items in a piece: few enough pieces that taking one costs nothing, enough that nobody waits for long.
@@ -285,49 +298,53 @@ class Runner {
         return blocks;
     }
 
-    void ranks_of(const Operation& o, const DeltaPlan& plan, int64_t item, const float* x, int64_t x_stride) {
+    void ranks_of(const Operation& o, const DeltaPlan& plan, int64_t item, Part part, const float* x, int64_t x_stride) {
         const auto after = std::upper_bound(plan.begin(), plan.end(), item,
                                             [](int64_t value, const PlannedDelta& planned) { return value < planned.first_block; });
         const PlannedDelta& planned = *(after - 1);
         const Matrix& matrix = o.matrices[planned.matrix];
         const BankRows& bank = pass.banks[planned.bank];
-        low_rank(bank, bank.deltas[matrix.index], (item - planned.first_block) * RANKS, matrix.in_features, x, x_stride,
-                 p.low.data() + planned.first_float);
+        low_rank(bank, bank.deltas[matrix.index], (item - planned.first_block) * RANKS, matrix.in_features,
+                 first_row(part, bank), first_row(part.next(), bank), x, x_stride, p.low.data() + planned.first_float);
     }
 
-    void add_deltas(const Operation& o, const DeltaPlan& plan) {
+    void add_deltas(const Operation& o, const DeltaPlan& plan, int64_t parts) {
         int64_t counts[MOST_MATRICES + 1] = {0};
         const int64_t num_matrices = static_cast<int64_t>(o.matrices.size());
         for (int64_t m = 0; m < num_matrices; m++) counts[m + 1] = counts[m] + (o.matrices[m].out_features + OUTPUTS - 1) / OUTPUTS;
-        t.share(counts[num_matrices], grain(counts[num_matrices]), [&](int64_t first_item, int64_t end) {
+        const int64_t num_items = counts[num_matrices];
+        t.share(num_items * parts, grain(num_items * parts), [&](int64_t first_item, int64_t end) {
             static thread_local Buffer<float> copies;
-            for (int64_t item = first_item; item < end; item++) {
+            for (int64_t i = first_item; i < end; i++) {
+                const Part part{i / num_items, parts};
+                const int64_t item = i % num_items;
                 int64_t m = 0;
                 while (item >= counts[m + 1]) m++;
                 const Matrix& matrix = o.matrices[m];
                 const int64_t first = (item - counts[m]) * OUTPUTS;
                 float* y = p.at(matrix.out);
                 const int64_t y_stride = p.values[matrix.out].stride;
-                const float* base = copy_of_base(matrix, plan, m, first, copies);
+                const float* base = copy_of_base(matrix, plan, m, first, part, copies);
                 for (const PlannedDelta& planned : plan) {
                     if (planned.matrix != m) continue;
-                    const Delta& delta = pass.banks[planned.bank].deltas[matrix.index];
-                    add_delta(pass.banks[planned.bank], delta, p.low.data() + planned.first_float, first, matrix.out_features,
-                              base, y, y_stride);
+                    const BankRows& bank = pass.banks[planned.bank];
+                    add_delta(bank, bank.deltas[matrix.index], p.low.data() + planned.first_float, first, matrix.out_features,
+                              first_row(part, bank), first_row(part.next(), bank), base, y, y_stride);
                 }
             }
         });
     }
 
-    // W x of OUTPUTS outputs of all rows, if a DoRA needs it: what the base says, before any adapter changes it.
-    const float* copy_of_base(const Matrix& matrix, const DeltaPlan& plan, int64_t m, int64_t first, Buffer<float>& copies) {
+    // W x of OUTPUTS outputs of a part of the rows, if a DoRA needs it: what the base says, before any adapter changes it.
+    const float* copy_of_base(const Matrix& matrix, const DeltaPlan& plan, int64_t m, int64_t first, Part part,
+                              Buffer<float>& copies) {
         bool has_dora = false;
         for (const PlannedDelta& planned : plan)
             has_dora = has_dora || (planned.matrix == m && pass.banks[planned.bank].deltas[matrix.index].base_factor);
         if (!has_dora) return nullptr;
         const int64_t count = std::min(OUTPUTS, matrix.out_features - first), y_stride = p.values[matrix.out].stride;
         float* base = copies.reserve(pass.num_rows * OUTPUTS);
-        for (int64_t row = 0; row < pass.num_rows; row++)
+        for (int64_t row = first_row(part); row < first_row(part.next()); row++)
             for (int64_t n = 0; n < count; n++)
                 base[row * OUTPUTS + n] =
                     p.at(matrix.out)[row * y_stride + first + n] - (matrix.bias ? matrix.bias[first + n] : 0.0f);
