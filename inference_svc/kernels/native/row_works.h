@@ -1,0 +1,138 @@
+// What is done to a row by itself: everything but products with matrices and attention.
+#pragma once
+#include "program.h"
+#include "wide_attention.h"
+
+namespace loramux {
+
+class RowWorks {
+  public:
+    RowWorks(Program& program, const Pass& pass, bool invariant) : p(program), pass(pass), invariant(invariant) {}
+
+    // One piece of work on one row: its columns first..end, where it is cut.
+    void run_row(const Stage::Work& work, int64_t row, int64_t first, int64_t end) {
+        const Operation& o = p.operations[work.operation];
+        switch (work.kind) {
+            case EMBED: return embed(o, row);
+            case RMS_NORM: case LAYER_NORM: return norm(o, row);
+            case ROTARY: return rotary(o, row);
+            case ROUND: return round(o, row, first, end);
+            case STORE: return store_keys_and_values(o, row);
+            case JOIN: return join(o, row);
+            default: return elementwise(o, row, first, end);
+        }
+    }
+
+  protected:
+    Program& p;
+    const Pass& pass;
+    const bool invariant;
+
+    float* row_of(int32_t value, int64_t row) { return p.at(value) + row * p.values[value].stride; }
+
+    // A program with an input is the head: what it loses would be lost in the logits at once.
+    bool is_wide() const { return pass.num_rows >= ROWS_FOR_WIDE && !invariant && p.input < 0 && has_wide_products(); }
+
+  private:
+    void embed(const Operation& o, int64_t row) {
+        float* out = row_of(o.output, row);
+        unpack_row(o.table.type, o.table.data + pass.token_ids[row] * o.table.row_bytes, o.table.in_features, out);
+        if (o.number != 1.0f)
+            for (int64_t i = 0; i < o.table.in_features; i++) out[i] *= o.number;
+    }
+
+    void norm(const Operation& o, int64_t row) {
+        const int64_t width = p.values[o.output].width;
+        const float* x = row_of(o.inputs[0], row);
+        float* out = row_of(o.output, row);
+        float mean = 0.0f;
+        if (o.kind == LAYER_NORM) {
+            Vector total = {};
+            for (int64_t i = 0; i < width; i += LANES) total += load(x + i);
+            mean = sum(total) / static_cast<float>(width);
+        }
+        Vector squares = {};
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Vector centered = load(x + i) - mean;
+            squares = fma(centered, centered, squares);
+        }
+        const float factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + o.number);
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Vector y = (load(x + i) - mean) * factor * load(o.weight + i);
+            store(out + i, o.bias ? y + load(o.bias + i) : y);
+        }
+    }
+
+    void rotary(const Operation& o, int64_t row) {
+        const float* cosines = o.cosines + pass.positions[row] * o.half;
+        const float* sines = o.sines + pass.positions[row] * o.half;
+        const float* x = row_of(o.inputs[0], row);
+        float* out = row_of(o.output, row);
+        for (int64_t head = 0; head < p.values[o.output].width; head += o.head_dim, x += o.head_dim, out += o.head_dim) {
+            for (int64_t i = 0; i < o.half; i++) {
+                const float a = x[i], b = x[i + o.half];
+                out[i] = a * cosines[i] - b * sines[i];
+                out[i + o.half] = b * cosines[i] + a * sines[i];
+            }
+            for (int64_t i = 2 * o.half; i < o.head_dim; i++) out[i] = x[i];
+        }
+    }
+
+    static Vector activated(Kind kind, Vector x) {
+        if (kind == SILU) return x / (exp(-x) + 1.0f);
+        if (kind == GELU_TANH) return x * 0.5f * (tanh((x + x * x * x * 0.044715f) * 0.7978845608028654f) + 1.0f);
+        Vector result;
+        for (int i = 0; i < LANES; i++) result[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.7071067811865476f));
+        return result;
+    }
+
+    void elementwise(const Operation& o, int64_t row, int64_t first, int64_t end) {
+        const float* x = row_of(o.inputs[0], row);
+        const float* y = o.inputs[1] < 0 ? nullptr : row_of(o.inputs[1], row);
+        float* out = row_of(o.output, row);
+        end = std::min(end, p.values[o.output].width);
+        for (int64_t i = first; i < end; i += LANES) {
+            const Vector a = load(x + i);
+            Vector value;
+            if (o.kind == ADD)
+                value = a + load(y + i);
+            else if (o.kind == SOFTCAP)
+                value = tanh(a * (1.0f / o.number)) * o.number;
+            else
+                value = y ? activated(o.kind, a) * load(y + i) : activated(o.kind, a);
+            store(out + i, value);
+        }
+    }
+
+    void round(const Operation& o, int64_t row, int64_t first, int64_t end) {
+        const float* x = row_of(o.inputs[0], row);
+        end = std::min(end, o.matrices[0].in_features);
+        if (is_wide()) return widen_steps(x, row, first / 32, end / 32, p.wide);
+        for (const int bits : {4, 8}) {
+            bool is_read = false;
+            for (const Matrix& matrix : o.matrices) is_read = is_read || (matrix.packed && matrix.packed->bits == bits);
+            if (is_read) round_steps(bits, x, row, first / 32, end / 32, p.rounded[bits / 8]);
+        }
+    }
+
+    void store_keys_and_values(const Operation& o, int64_t row) {
+        const float *k = row_of(o.inputs[1], row), *v = row_of(o.inputs[2], row);
+        const int64_t layer = o.layer * pass.layer_size;
+        if (pass.half_cache)
+            return write_cache(o.shape, pass.slots[row], k, v, static_cast<half_t*>(pass.keys) + layer, static_cast<half_t*>(pass.values) + layer);
+        write_cache(o.shape, pass.slots[row], k, v, static_cast<float*>(pass.keys) + layer, static_cast<float*>(pass.values) + layer);
+    }
+
+    void join(const Operation& o, int64_t row) {
+        const int64_t partial_size = o.shape.head_dim + 2;
+        const QueryTile& tile = p.tiles[p.tile_of_row[row]];
+        const int64_t within = row - tile.segment->first_row - tile.first;
+        for (int64_t head = 0; head < o.shape.num_heads; head++) {
+            const int64_t partial = tile.first_partial + (within * o.shape.num_heads + head) * tile.num_chunks;
+            join_chunks(p.partials.data() + partial * partial_size, partial_size, tile.num_chunks, o.shape.head_dim,
+                        row_of(o.output, row) + head * o.shape.head_dim);
+        }
+    }
+};
+
+}  // namespace loramux
