@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from inference_svc.models.loading import read_config
 from inference_svc.weights.gguf import GgufFile
+
+READER = gguf.GGUFReader
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_reader_of_the_real_model(smollm2_gguf: Path) -> Iterator[None]:
+    """Transformers reads a file anew at every step, which takes the `gguf` package long for 100,000 strings."""
+    kept = functools.cache(READER)
+
+    def read(path: str | Path, *options: Any) -> Any:
+        return kept(smollm2_gguf) if Path(path) == smollm2_gguf and not options else READER(path, *options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", read)
+        yield
 
 
 @pytest.fixture(scope="session")
