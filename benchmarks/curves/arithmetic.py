@@ -32,6 +32,7 @@ class Arithmetic:
     kv_bytes_a_token: int
     attention_products_a_token: int  # of one row with each token before it
     adapter_weights_a_rank: int
+    adapter_bytes_a_rank: int  # executors keep them in numbers as wide as those of the cache
     bytes_a_second: float
     products_a_second: float
 
@@ -41,13 +42,15 @@ class Arithmetic:
         config = base.config
         shapes = [shape for path, shape in base.shape.linear_shapes.items() if path != "lm_head"]
         layer_weights = sum(rows * columns for rows, columns in shapes)
+        a_rank = sum(rows + columns for rows, columns in shapes)
         weights = layer_weights + config.vocab_size * config.hidden_size
         unscaled = cls(
             base.weight_bytes,
             weights,
             _kv_width(config) * base.executor.cache_dtype.itemsize,
             2 * config.num_layers * config.num_heads * config.head_dim,
-            sum(rows + columns for rows, columns in shapes),
+            a_rank,
+            a_rank * base.executor.cache_dtype.itemsize,
             1.0,
             1.0,
         )
@@ -60,14 +63,13 @@ class Arithmetic:
             weights,
             unscaled.kv_bytes_a_token,
             unscaled.attention_products_a_token,
-            unscaled.adapter_weights_a_rank,
+            a_rank,
+            unscaled.adapter_bytes_a_rank,
             one_row.bytes_read / step_seconds,
             products / seconds,
         )
 
-    def work(
-        self, rows: int, context: int, *, ranks_read: int = 0, ranks_computed: int = 0, rank_bytes: int = 4
-    ) -> Work:
+    def work(self, rows: int, context: int, *, ranks_read: int = 0, ranks_computed: int = 0) -> Work:
         """One pass of so many rows, each that far into its text.
 
         Args:
@@ -75,12 +77,9 @@ class Arithmetic:
             context: tokens before each of them.
             ranks_read: sum of the ranks of all adapters in use.
             ranks_computed: sum over rows of the ranks of the adapters that change them.
-            rank_bytes: bytes of a value of an adapter.
         """
         return Work(
-            self.weight_bytes
-            + rows * context * self.kv_bytes_a_token
-            + ranks_read * self.adapter_weights_a_rank * rank_bytes,
+            self.weight_bytes + rows * context * self.kv_bytes_a_token + ranks_read * self.adapter_bytes_a_rank,
             rows * (self.weights + context * self.attention_products_a_token)
             + ranks_computed * self.adapter_weights_a_rank,
         )
