@@ -121,24 +121,26 @@ inline void decode_block(int32_t type, const uint8_t* p, uint8_t* codes, float* 
         }
         case Q4_K:
             six_bit_scales(p + 4, half_at(p), half_at(p + 2));
-            for (int i = 0; i < 256; i++) codes[i] = (p[16 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4)) & 15;
+            for (int group = 0; group < 8; group++)
+                for (int i = 0; i < 32; i++) codes[group * 32 + i] = (p[16 + group / 2 * 32 + i] >> (group % 2 * 4)) & 15;
             break;
         case Q5_K:
             six_bit_scales(p + 4, half_at(p), half_at(p + 2));
-            for (int i = 0; i < 256; i++) {
-                const int low = (p[48 + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4)) & 15;
-                codes[i] = static_cast<uint8_t>(low | (((p[16 + i % 32] >> (i / 32)) & 1) << 4));
-            }
+            for (int group = 0; group < 8; group++)
+                for (int i = 0; i < 32; i++) {
+                    const int low = (p[48 + group / 2 * 32 + i] >> (group % 2 * 4)) & 15;
+                    codes[group * 32 + i] = static_cast<uint8_t>(low | (((p[16 + i] >> group) & 1) << 4));
+                }
             break;
         case Q6_K: {
             const float scale = half_at(p + 208);
             for (int i = 0; i < 16; i++) scales[i] = scale * static_cast<int8_t>(p[192 + i]);
-            for (int i = 0; i < 256; i++) {
-                const int half = i / 128, j = i % 128;
-                const int low = (p[half * 64 + j % 64] >> (j / 64 * 4)) & 15;
-                const int high = (p[128 + half * 32 + j % 32] >> (j / 32 * 2)) & 3;
-                codes[i] = static_cast<uint8_t>(low | (high << 4));
-            }
+            for (int group = 0; group < 8; group++)
+                for (int i = 0; i < 32; i++) {
+                    const int low = (p[group / 4 * 64 + group % 2 * 32 + i] >> (group % 4 / 2 * 4)) & 15;
+                    const int high = (p[128 + group / 4 * 32 + i] >> (group % 4 * 2)) & 3;
+                    codes[group * 32 + i] = static_cast<uint8_t>(low | (high << 4));
+                }
             break;
         }
     }
@@ -213,15 +215,14 @@ inline bool pack_tile(int32_t type, const uint8_t* rows, int64_t row_bytes, int 
     for (const float value : minima)
         if (!fits_half(value)) return false;
     for (int64_t step = 0; step < packed.steps; step++, out += packed.step_bytes) {
-        std::memset(out, 0, packed.step_bytes);
-        for (int k = 0; k < 32; k++)
-            for (int r = 0; r < 16; r++) {
-                const uint8_t code = codes[r * columns + step * 32 + k];
-                if (coding.bits == 8)
-                    out[k / 4 * 64 + r * 4 + k % 4] = code;
-                else
-                    out[k % 16 / 4 * 64 + r * 4 + k % 4] |= static_cast<uint8_t>(k < 16 ? code : code << 4);
+        for (int r = 0; r < 16; r++) {
+            uint32_t quads[8];  // four codes each
+            std::memcpy(quads, &codes[r * columns + step * 32], sizeof quads);
+            for (int quad = 0; quad < (coding.bits == 8 ? 8 : 4); quad++) {
+                const uint32_t bytes = coding.bits == 8 ? quads[quad] : quads[quad] | quads[quad + 4] << 4;
+                std::memcpy(out + quad * 64 + r * 4, &bytes, sizeof bytes);
             }
+        }
         half_t* numbers = reinterpret_cast<half_t*>(out + (coding.bits == 8 ? 512 : 256));
         for (int half = 0; half < groups_per_step; half++)
             for (int r = 0; r < 16; r++) {
