@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 # A step with prompt tokens takes at most about so many times as long as one without. A stream whose tokens come in
-# steps of decoding alone so never waits for more than five of them, even if the estimate is half too low.
-LONGEST_STEP = 3.5
+# steps of decoding alone so never waits for more than five of them, even if the step takes twice what was estimated: on
+# a machine that others use too, one in fifty does.
+LONGEST_STEP = 2.5
 # Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
 # streams decode, a step may take as long.
 UNNOTICED_SECONDS = 0.04
