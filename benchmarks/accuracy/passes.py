@@ -58,7 +58,7 @@ class Texts:
         if bank is not None:
             factors = torch.ones((len(rows), 1, 1), dtype=executor.dtype)
             if classifier is not None:
-                hidden = executor.hidden_states(self._batch(count, ()), self._scaling_cache)
+                hidden = executor.hidden_states(self._batch(count, (), has_scaling_pass=True), self._scaling_cache)
                 scalings = classifier.scalings(hidden.float())
                 factors = scalings.to(executor.dtype)
             changes = (AdapterRows(bank, rows, factors),)
@@ -71,7 +71,7 @@ class Texts:
             return Computed(logits, None)
         return Computed(logits, scalings.index_select(0, kept).reshape(num_texts, num_results, *scalings.shape[1:]))
 
-    def _batch(self, count: int, adapters: tuple[AdapterRows, ...]) -> ForwardBatch:
+    def _batch(self, count: int, adapters: tuple[AdapterRows, ...], *, has_scaling_pass: bool = False) -> ForwardBatch:
         num_texts = len(self._tokens)
         positions = torch.arange(self._position, self._position + count)
         slots = self._blocks[:, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
@@ -80,7 +80,7 @@ class Texts:
         )
         tokens = self._tokens[:, self._position : self._position + count]
         ids = tokens.reshape(-1).contiguous()  # of a single column, reshape is a view with gaps
-        return ForwardBatch(ids, positions.repeat(num_texts), slots.flatten(), segments, adapters)
+        return ForwardBatch(ids, positions.repeat(num_texts), slots.flatten(), segments, adapters, has_scaling_pass)
 
     def _new_cache(self, num_blocks: int) -> KVCache:
         executor = self._base.executor

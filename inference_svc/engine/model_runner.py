@@ -166,7 +166,8 @@ class ModelRunner:
             if self.device.type != "cpu":
                 blocks = blocks.to(self.device)
             segments.append(AttentionSegment(piece.first_row, piece.num_rows, positions.start, blocks))
-        return ForwardBatch(*buffers.tensors(), tuple(segments), work.groups.of(adapted))
+        has_scaling_pass = any(piece.is_scaling_pass for piece in pieces)
+        return ForwardBatch(*buffers.tensors(), tuple(segments), work.groups.of(adapted), has_scaling_pass)
 
     def _logits(
         self,

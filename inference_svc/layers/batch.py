@@ -57,3 +57,5 @@ class ForwardBatch:
     segments: tuple[AttentionSegment, ...]
     # Sorted by bank digest: the order in which a row's deltas are added never depends on the rest of the batch.
     adapters: tuple[AdapterRows, ...] = field(default=())
+    # Hidden states of some rows go to a classifier, and its softmax is sensitive: executors give up less accuracy here.
+    has_scaling_pass: bool = False

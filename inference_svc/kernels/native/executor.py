@@ -64,6 +64,7 @@ class _Pass(Structure):
         ("values", c_void_p),
         ("layer_size", c_int64),
         ("half_cache", c_int32),
+        ("has_scaling_pass", c_int32),
         ("input", c_void_p),
         ("output", c_void_p),
     )
@@ -111,6 +112,7 @@ class NativeExecutor:
             values=values.data_ptr(),
             layer_size=keys[0].numel(),
             half_cache=keys.dtype == torch.float16,
+            has_scaling_pass=batch.has_scaling_pass,
             output=output.data_ptr(),
         )
         self._run(self._body, work, batch.adapters)

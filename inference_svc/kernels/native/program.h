@@ -93,6 +93,7 @@ struct Pass {  // as in the Python side
     void* values;
     int64_t layer_size;  // elements of a layer's keys
     int32_t half_cache;
+    int32_t has_scaling_pass;
     const float* input;  // rows of value 0, if the program has an input
     float* output;       // [num_rows, width of the result]
 };

@@ -30,8 +30,11 @@ class RowWorks {
 
     float* row_of(int32_t value, int64_t row) { return p.at(value) + row * p.values[value].stride; }
 
-    // A program with an input is the head: what it loses would be lost in the logits at once.
-    bool is_wide() const { return pass.num_rows >= ROWS_FOR_WIDE && !invariant && p.input < 0 && has_wide_products(); }
+    // A program with an input is the head: what it loses would be lost in the logits at once. A scaling pass would lose more
+    // of the scalings than is promised.
+    bool is_wide() const {
+        return pass.num_rows >= ROWS_FOR_WIDE && !invariant && !pass.has_scaling_pass && p.input < 0 && has_wide_products();
+    }
 
   private:
     void embed(const Operation& o, int64_t row) {
@@ -107,12 +110,15 @@ class RowWorks {
     void round(const Operation& o, int64_t row, int64_t first, int64_t end) {
         const float* x = row_of(o.inputs[0], row);
         end = std::min(end, o.matrices[0].in_features);
-        if (is_wide()) return widen_steps(x, row, first / 32, end / 32, p.wide);
-        for (const int bits : {4, 8}) {
-            bool is_read = false;
-            for (const Matrix& matrix : o.matrices) is_read = is_read || (matrix.packed && matrix.packed->bits == bits);
-            if (is_read) round_steps(bits, x, row, first / 32, end / 32, p.rounded[bits / 8]);
+        bool is_read[2] = {false, false};  // 4-bit codes, 8-bit codes
+        for (const Matrix& matrix : o.matrices)
+            if (matrix.packed) is_read[matrix.packed->bits / 8] = true;
+        if (is_wide()) {
+            if (is_read[0] || is_read[1]) widen_steps(x, row, first / 32, end / 32, p.wide);
+            return;
         }
+        for (const int bits : {4, 8})
+            if (is_read[bits / 8]) round_steps(bits, x, row, first / 32, end / 32, p.rounded[bits / 8]);
     }
 
     void store_keys_and_values(const Operation& o, int64_t row) {
