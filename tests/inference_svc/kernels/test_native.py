@@ -204,6 +204,21 @@ def test_an_exact_product_equals_the_reference_whatever_the_type(quantization: s
     torch.testing.assert_close(native.logits(expected, ()), eager.logits(expected, ()), atol=1e-5, rtol=1e-5)
 
 
+def test_a_scaling_pass_is_computed_in_whole_numbers_however_many_rows_it_has() -> None:
+    model = OneLinear(matrix(64, 256, "Q4_1"), torch.randn(64))
+    ids = torch.arange(9).repeat(8)
+    cache = KVCache(1, 8, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
+
+    def hidden(batch_invariant: bool, has_scaling_pass: bool) -> Tensor:
+        try:
+            native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=batch_invariant)  # type: ignore[arg-type]
+        except NativeUnavailable as error:
+            pytest.skip(str(error))
+        return native.hidden_states(ForwardBatch(ids, ids, ids, (), (), has_scaling_pass), cache)
+
+    assert torch.equal(hidden(False, True), hidden(True, False))
+
+
 SHAPES = [
     AttentionShape(9, 3, 64, 0.125),
     AttentionShape(4, 4, 32, 0.2, window=70),
