@@ -11,6 +11,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
+from inference_svc.adapters.bank import AdapterBank, LinearDelta
 from inference_svc.errors import InvalidRequest
 from inference_svc.kernels.choice import choose_kernels
 from inference_svc.kernels.native.compiled import CompiledCode
@@ -18,7 +19,7 @@ from inference_svc.kernels.native.compiler import NativeUnavailable
 from inference_svc.kernels.native.executor import NativeExecutor
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AttentionSegment, AttentionShape, ForwardBatch
+from inference_svc.layers.batch import AdapterRows, AttentionSegment, AttentionShape, ForwardBatch
 from inference_svc.layers.eager import EagerExecutor
 from inference_svc.layers.forward import Forward, Value
 from inference_svc.layers.linear import Linear
@@ -217,6 +218,36 @@ def test_a_scaling_pass_is_computed_in_whole_numbers_however_many_rows_it_has() 
         return native.hidden_states(ForwardBatch(ids, ids, ids, (), (), has_scaling_pass), cache)
 
     assert torch.equal(hidden(False, True), hidden(True, False))
+
+
+@pytest.mark.parametrize("num_rows", [9, 70, 200])
+def test_adapters_that_share_rows_change_them_as_in_the_reference_however_many_there_are(num_rows: int) -> None:
+    model = OneLinear(matrix(100, 256, "F32"), torch.randn(100))
+    eager, native = executors(model)
+    chance = torch.Generator().manual_seed(num_rows)
+    ids = torch.randint(0, 32, (num_rows,), generator=chance)
+
+    def bank(digest: str, rank: int, *, has_dora: bool = False) -> AdapterBank:
+        a, b = torch.randn(rank, 256, generator=chance) / 16, torch.randn(100, rank, generator=chance)
+        factor = torch.rand(100, generator=chance) - 0.5 if has_dora else None
+        delta = LinearDelta(a, b, torch.zeros(rank, dtype=torch.int64), factor)
+        return AdapterBank(digest, ("a",), {"layer": delta}, {})
+
+    # Threads share rows out: each bank has others, some have all of them, and a row may be in several.
+    rows = [torch.arange(num_rows), torch.arange(3, num_rows, 2), torch.arange(num_rows // 3, num_rows - 1)]
+    banks = [bank("a", 6), bank("b", 16, has_dora=True), bank("c", 3)]
+    weights = [torch.rand(len(of), 1, 1, generator=chance) for of in rows]
+
+    def run(executor: EagerExecutor | NativeExecutor) -> Tensor:
+        changes = tuple(
+            AdapterRows(executor.prepare(bank), of, weight)
+            for bank, of, weight in zip(banks, rows, weights, strict=True)
+        )
+        cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float32, device=CPU)
+        return executor.hidden_states(ForwardBatch(ids, ids, ids, (), changes), cache)
+
+    # Float32 sums of 256 products in another order.
+    torch.testing.assert_close(run(native), run(eager), atol=2e-4, rtol=1e-5)
 
 
 SHAPES = [
