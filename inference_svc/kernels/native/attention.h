@@ -156,9 +156,10 @@ void attend_queries(const AttentionShape& shape, const float* const* queries, co
 
 // One chunk of one tile for one kv head; results per query: out [head_dim], largest score, sum.
 // `wide(...)`, if it gives true, has computed all queries of the tile itself.
-template <typename T, typename Wide>
+template <typename T, typename WideAttention>
 void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv_head, int64_t chunk, const float* q,
-                  int64_t q_stride, const T* keys, const T* values, float* partials, int64_t partial_size, const Wide& wide) {
+                  int64_t q_stride, const T* keys, const T* values, float* partials, int64_t partial_size,
+                  const WideAttention& wide) {
     const int64_t first = chunk * CHUNK, group = shape.group(), dim = shape.head_dim;
     const int64_t first_position = tile.segment->first_position + tile.first;
     const int64_t end = std::min<int64_t>(first + CHUNK, first_position + tile.num_rows);

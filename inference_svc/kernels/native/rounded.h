@@ -22,25 +22,29 @@ struct alignas(64) Step {
     float scale[ROWS], sum[ROWS], half_sums[2][ROWS];
 };
 
-// Rounded rows, 16 by 16; those left over are zero.
-struct Rounded {
-    Buffer<Step> data;
+// Activations as products read them, in blocks of 16 rows. Rows beyond the last take part in matrix tiles; what they give is
+// dropped, so any bytes will do.
+template <typename S>
+struct Blocks {
+    Buffer<S> data;
     int64_t steps = 0;  // from one block to the next
 
     void reserve(int64_t num_rows, int64_t most_steps) {
         steps = most_steps;
-        data.reserve((num_rows + ROWS - 1) / ROWS * steps);
-        // Rows beyond the last take part in matrix tiles; what they give is dropped, so any bytes will do.
+        data.reserve(whole_blocks(num_rows) / ROWS * steps);
     }
 
-    const Step* block(int64_t index) const { return data.data() + index * steps; }
+    S* block(int64_t index) { return data.data() + index * steps; }
+    const S* block(int64_t index) const { return data.data() + index * steps; }
 };
+
+typedef Blocks<Step> Rounded;
 
 // Steps first..end of a row.
 template <int SHIFT>
 void round_steps(const float* x, int64_t row, int64_t first, int64_t end, Rounded& out) {
     constexpr int most_code = (127 << SHIFT) + (1 << (SHIFT - 1)) - 1;
-    Step* step = out.data.data() + row / ROWS * out.steps + first;
+    Step* step = out.block(row / ROWS) + first;
     x += first * 32;
     const int64_t r = row % ROWS;
     for (int64_t index = first; index < end; index++, x += 32, step++) {

@@ -125,13 +125,14 @@ class Runner : RowWorks {
         const int64_t num_blocks = plan_deltas(o, plan), num_items = num_tiles + num_blocks;
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t first, int64_t end) {
             for (int64_t item = first; item < end; item++) {
-                const int64_t part = item / num_items, index = item % num_items;
+                const Part part{item / num_items, parts};
+                const int64_t index = item % num_items;
                 if (index >= num_tiles) {
-                    ranks_of(o, plan, index - num_tiles, {part, parts}, x, x_stride);
+                    ranks_of(o, plan, index - num_tiles, part, x, x_stride);
                     continue;
                 }
                 const auto& [matrix, tile] = o.tiles[index];
-                multiply(o.matrices[matrix], tile, x, x_stride, first_row(Part{part, parts}), first_row(Part{part + 1, parts}));
+                multiply(o.matrices[matrix], tile, x, x_stride, first_row(part), first_row(part.next()));
             }
         });
         if (num_blocks) add_deltas(o, plan, parts);
@@ -144,7 +145,7 @@ class Runner : RowWorks {
 
     // The first row of a part of the rows: it begins with a block.
     int64_t first_row(Part part) const {
-        return std::min((pass.num_rows + ROWS - 1) / ROWS * part.index / part.count * ROWS, pass.num_rows);
+        return std::min(whole_blocks(pass.num_rows) / ROWS * part.index / part.count * ROWS, pass.num_rows);
     }
 
     // The first of a bank's rows, which ascend, in a part of the rows.

@@ -75,13 +75,6 @@ class Threads {
         barrier();
     }
 
-    // What one thread does while the others wait.
-    template <typename Body>
-    void once(const Body& body) {
-        if (current_ == 0) body();
-        if (count_ > 1) barrier();
-    }
-
   private:
     void barrier() {
         const int phase = phase_.load(std::memory_order_relaxed);

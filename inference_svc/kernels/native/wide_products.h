@@ -15,18 +15,7 @@ struct alignas(64) WideStep {
     uint16_t high[ROWS][32], low[ROWS][32];
 };
 
-// Activations for wide products, 16 rows by 16.
-struct Wide {
-    Buffer<WideStep> data;
-    int64_t steps = 0;  // from one block to the next
-
-    void reserve(int64_t num_rows, int64_t most_steps) {
-        steps = most_steps;
-        data.reserve((num_rows + ROWS - 1) / ROWS * steps);
-    }
-
-    const WideStep* block(int64_t index) const { return data.data() + index * steps; }
-};
+typedef Blocks<WideStep> Wide;
 
 #if defined(LORAMUX_AMX) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define LORAMUX_WIDE 1
@@ -57,7 +46,7 @@ inline void widen(const float* x, uint16_t* high, uint16_t* low) {
 }
 
 inline void widen_steps(const float* x, int64_t row, int64_t first, int64_t end, Wide& out) {
-    WideStep* steps = out.data.data() + row / ROWS * out.steps;
+    WideStep* steps = out.block(row / ROWS);
     for (int64_t step = first; step < end; step++) widen(x + 32 * step, steps[step].high[row % ROWS], steps[step].low[row % ROWS]);
 }
 
