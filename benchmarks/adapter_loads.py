@@ -1,7 +1,8 @@
 """The gaps between the tokens of one running answer while adapters are loaded beside it.
 
 Runs the whole service but its network: `python -m benchmarks.adapter_loads --loads 100 --rank 16`. Prints one line of
-JSON for decoding alone, one with the loads, and one for how long a load took.
+JSON for decoding with the loads, one for as many tokens without them (the worst of more is worse), and one for how long
+a load took.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -41,10 +43,10 @@ def write_adapter(folder: Path, shapes: dict[str, tuple[int, int]], rank: int) -
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-async def gaps_of_one_answer(service: Service, tokens: int, until: asyncio.Event | None) -> list[float]:
-    """Milliseconds between the moments at which tokens came; answers follow each other until the event is set."""
+async def gaps_of_answers(service: Service, tokens: int, is_enough: Callable[[int], bool]) -> list[float]:
+    """Milliseconds between tokens, of answers that follow each other until there are enough such gaps."""
     gaps: list[float] = []
-    while not gaps or (until is not None and not until.is_set()):
+    while not is_enough(len(gaps)):
         wakeup = Wakeup(Bell())
         request = GenerationRequest(
             "gaps", (1, 2, 3), BaseSelection(), Sampling(temperature=0.0), Stopping(max_tokens=tokens, ignore_eos=True)
@@ -61,20 +63,19 @@ async def gaps_of_one_answer(service: Service, tokens: int, until: asyncio.Event
                         gaps.append((now - last) * 1000)
                     last = now
                 is_over = is_over or isinstance(event, Finished)
-            if until is not None and until.is_set() and gaps:
+            if is_enough(len(gaps)):
                 stream.cancel()
                 break
     return gaps
 
 
-async def load_many(service: Service, folder: Path, loads: int, done: asyncio.Event) -> list[float]:
+async def load_many(service: Service, folder: Path, loads: int) -> list[float]:
     """Replace one adapter again and again; milliseconds a load."""
     times = []
     for _ in range(loads):
         began = time.perf_counter()
         await service.adapters.load("guest", str(folder), replace=True, expected_digest=None, pinned=False)
         times.append((time.perf_counter() - began) * 1000)
-    done.set()
     return times
 
 
@@ -99,10 +100,11 @@ async def run(model: str, loads: int, rank: int) -> None:
         try:
             shapes = service.adapters.registry.base.linear_shapes  # type: ignore[attr-defined]
             nbytes = write_adapter(Path(root) / "guest", shapes, rank)
-            say("decoding alone", await gaps_of_one_answer(service, 400, None))
-            done = asyncio.Event()
-            loading = asyncio.create_task(load_many(service, Path(root) / "guest", loads, done))
-            say("decoding during loads", await gaps_of_one_answer(service, 400, done))
+            await gaps_of_answers(service, 400, lambda count: count > 400)  # to warm up
+            loading = asyncio.create_task(load_many(service, Path(root) / "guest", loads))
+            gaps = await gaps_of_answers(service, 400, lambda _: loading.done())
+            say("decoding during loads", gaps)
+            say("decoding alone", await gaps_of_answers(service, 400, lambda count: count >= len(gaps)))
             say(f"loads of {nbytes / 2**20:.1f} MiB, rank {rank}", await loading)
         finally:
             await asyncio.to_thread(service.engine.stop)

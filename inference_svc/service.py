@@ -128,7 +128,8 @@ async def open_service(config: Config) -> Service:
     """
     base, adapter_bytes = await asyncio.to_thread(_load_model, config)
     limits = AdapterLimits(config.max_adapters, config.max_rank, adapter_bytes, evict=config.eviction == "lru")
-    threads = LoadingThreads()
+    engine: Engine | None = None
+    threads = LoadingThreads(lambda: engine is not None and engine.num_unfinished > 0)
     adapters = AdapterFolders(AdapterRegistry(base.shape, limits, base.executor.prepare), config.adapter_roots, threads)
     metrics = None if config.metrics_port is None else EngineMetrics()
     engine = await asyncio.to_thread(_make_engine, config, base, adapters.registry, metrics)

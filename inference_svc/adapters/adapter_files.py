@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 from torch import Tensor
@@ -80,9 +81,16 @@ def tensor_problem(key: str, tensor: Tensor, dimensions: int) -> str | None:
         return f"`{key}` is of type {tensor.dtype}, expected floating point"
     if tensor.dim() != dimensions:
         return f"`{key}` has shape {list(tensor.shape)}, expected {dimensions} dimensions"
-    if not bool(tensor.float().isfinite().all()):
+    if not all_finite(tensor):
         return f"`{key}` holds NaN or infinity"
     return None
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """No element is NaN or infinite."""
+    numbers = tensor.float()
+    # A sum is many times faster, and never finite if an element is not; that of large numbers may overflow.
+    return math.isfinite(float(numbers.sum())) or bool(numbers.isfinite().all())
 
 
 def _said(error: WeightsError) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inference_svc.adapters.adapter_files import ContentDigest, file_state, read_adapter_tensors
+from inference_svc.adapters.adapter_files import ContentDigest, all_finite, file_state, read_adapter_tensors
 from inference_svc.adapters.bank import AdapterBank, LinearDelta
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape, summary
 from inference_svc.adapters.dora import magnitude_ratios
@@ -220,13 +220,13 @@ def _matrices(
     assert layer.b is not None
     a = layer.a.to(base.device, torch.float32).contiguous()
     b = (layer.b.to(base.device, torch.float32) * config.scale_for(path)).contiguous()
-    if not bool(b.isfinite().all()):
+    if not all_finite(b):
         findings.malformed.append(f"`{path}`: lora_B times the scale {config.scale_for(path)} overflows")
     if layer.magnitude is None:
         return LoraMatrices(a.to(base.dtype), b.to(base.dtype))
     magnitude = layer.magnitude.to(base.device, torch.float32)
     ratios = magnitude_ratios(base.weights[path], a, b, magnitude)
-    if not bool(ratios.isfinite().all()):
+    if not all_finite(ratios):
         row = int((~ratios.isfinite()).to(torch.int8).argmax())
         findings.malformed.append(f"`{path}`: row {row} of the adapted weight has norm 0, which DoRA divides by")
     return LoraMatrices(a.to(base.dtype), (b * ratios[:, None]).to(base.dtype), ratios - 1.0)

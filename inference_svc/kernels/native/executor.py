@@ -196,10 +196,12 @@ def _placed(matrix: Tensor, room: Tensor) -> tuple[Tensor, Tensor, float]:
     2^-22 of it keep them all. What passes read of adapters is so halved: most of what many of them in a batch cost.
     """
     wide = matrix.float()
-    largest = float(wide.abs().max()) if wide.numel() else 0.0
     factor = 1.0
-    if room.dtype == torch.float16 and 0.0 < largest < float("inf"):
-        factor = 2.0 ** (8 - math.frexp(largest)[1])
+    if room.dtype == torch.float16 and wide.numel():
+        lowest, highest = (wide if wide.is_contiguous() else wide.t()).aminmax()  # several times faster so
+        largest = max(-float(lowest), float(highest))
+        if 0.0 < largest < float("inf"):
+            factor = 2.0 ** (8 - math.frexp(largest)[1])
     placed = room[: matrix.numel()].view(matrix.shape)
-    placed.copy_(wide * factor if factor != 1.0 else wide)
+    torch.mul(wide, factor, out=placed)
     return placed, room[matrix.numel() :], factor

@@ -3,13 +3,17 @@
 #pragma once
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
-#include <mutex>
-#include <sched.h>
 #include <thread>
 #include <vector>
+#if defined(__linux__)
+#include <climits>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -22,19 +26,60 @@ inline void relax() {
 #endif
 }
 
+// The core that this thread runs on, -1 where the system does not tell.
+inline int this_core() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// A number that threads wait for to change. They never call sched_yield: since Linux 6.18 a thread that yields gives up its
+// turns for milliseconds, and whatever else runs on the machine takes them.
+class Signal {
+  public:
+    uint32_t value() const { return value_.load(std::memory_order_acquire); }
+
+    void set(uint32_t value) {
+        value_.store(value, std::memory_order_seq_cst);
+        if (asleep_.load(std::memory_order_seq_cst) > 0) wake();
+    }
+
+    // Returns once the number is no longer `seen`; sleeps after so many turns of a loop of some 50 ns each.
+    void wait_while(uint32_t seen, int spins) {
+        for (int i = 0; i < spins; i++) {
+            if (value() != seen) return;
+            relax();
+        }
+        asleep_.fetch_add(1, std::memory_order_seq_cst);
+        while (value_.load(std::memory_order_seq_cst) == seen) sleep(seen);
+        asleep_.fetch_sub(1, std::memory_order_relaxed);
+    }
+
+  private:
+#if defined(__linux__)
+    static_assert(sizeof(std::atomic<uint32_t>) == sizeof(uint32_t), "the system looks at the number itself");
+    void sleep(uint32_t seen) { syscall(SYS_futex, &value_, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0); }
+    void wake() { syscall(SYS_futex, &value_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0); }
+#else
+    void sleep(uint32_t) { std::this_thread::sleep_for(std::chrono::microseconds(20)); }
+    void wake() {}
+#endif
+
+    std::atomic<uint32_t> value_{0};
+    std::atomic<int> asleep_{0};
+};
+
 class Threads {
   public:
-    explicit Threads(int count) : count_(count), next_(count) {
+    explicit Threads(int count) : count_(count), running_(0), places_(count) {
         for (int thread = 1; thread < count; thread++) workers_.emplace_back([this, thread] { work(thread); });
     }
 
     ~Threads() {
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            stopping_ = true;
-            generation_.fetch_add(1);
-        }
-        wake_.notify_all();
+        stopping_ = true;
+        pass_.set(pass_.value() + 1);
         for (std::thread& worker : workers_) worker.join();
     }
 
@@ -44,14 +89,11 @@ class Threads {
     void run(const std::function<void(int)>& task) {
         task_ = &task;
         running_.store(count_ - 1, std::memory_order_relaxed);
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            generation_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
+        const uint32_t over = over_.value();
+        pass_.set(pass_.value() + 1);
         current_ = 0;
         task(0);
-        for (int spins = 0; running_.load(std::memory_order_acquire) > 0; spins++) wait(spins);
+        if (count_ > 1) over_.wait_while(over, spins());
     }
 
     // Shares items 0..count-1 out and waits for all of them. Each thread begins with its own part, in pieces of `grain`, so
@@ -67,7 +109,7 @@ class Threads {
             const int part = (current_ + i) % count_;
             const int64_t start = count * part / count_, end = count * (part + 1) / count_;
             for (;;) {
-                const int64_t first = start + next_[part].value.fetch_add(grain, std::memory_order_relaxed);
+                const int64_t first = start + places_[part].next.fetch_add(grain, std::memory_order_relaxed);
                 if (first >= end) break;
                 body(first, first + grain < end ? first + grain : end);
             }
@@ -77,58 +119,54 @@ class Threads {
 
   private:
     void barrier() {
-        const int phase = phase_.load(std::memory_order_relaxed);
+        const uint32_t phase = phase_.value();
+        places_[current_].core.store(this_core(), std::memory_order_relaxed);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count_ - 1) {
             arrived_.store(0, std::memory_order_relaxed);
-            for (Counter& counter : next_) counter.value.store(0, std::memory_order_relaxed);
-            phase_.store(phase + 1, std::memory_order_release);
+            for (Place& place : places_) place.next.store(0, std::memory_order_relaxed);
+            phase_.set(phase + 1);
         } else {
-            for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) wait(spins);
+            phase_.wait_while(phase, spins());
         }
     }
 
-    // A thread that is missing may need this very core, or wait for it behind somebody else's work: then sleeping is the
-    // one way to let it have its turn.
-    static void wait(int spins) {
-        if (spins < 2000)
-            relax();
-        else if (spins < 2050)
-            sched_yield();
-        else
-            std::this_thread::sleep_for(std::chrono::microseconds(20));
+    // How long to spin for another thread, which has but microseconds to go. Not at all if it was last seen on this very
+    // core, which the system may have put it on while something else had its own: it needs the core, and it is by
+    // sleeping and being woken that one of the two gets another.
+    int spins() const {
+        const int core = this_core();
+        for (int thread = 0; core >= 0 && thread < count_; thread++)
+            if (thread != current_ && places_[thread].core.load(std::memory_order_relaxed) == core) return 0;
+        return 2000;
     }
 
     void work(int thread) {
         current_ = thread;
-        uint64_t seen = 0;
+        uint32_t seen = 0;
         for (;;) {
-            // A decoding engine starts the next pass within a fraction of a millisecond: spin a little before sleeping.
-            for (int spins = 0; spins < 20000 && generation_.load(std::memory_order_acquire) == seen; spins++) relax();
-            if (generation_.load(std::memory_order_acquire) == seen) {
-                std::unique_lock<std::mutex> lock(mutex_);
-                wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-            }
-            seen = generation_.load(std::memory_order_acquire);
+            // A decoding engine starts the next pass within a fraction of a millisecond: spin longer before sleeping.
+            pass_.wait_while(seen, 10 * spins());
+            seen = pass_.value();
             if (stopping_) return;
             (*task_)(thread);
-            running_.fetch_sub(1, std::memory_order_release);
+            if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) over_.set(over_.value() + 1);
         }
     }
 
     const int count_;
     std::vector<std::thread> workers_;
-    std::mutex mutex_;
-    std::condition_variable wake_;
-    std::atomic<uint64_t> generation_{0};
     bool stopping_ = false;
     const std::function<void(int)>* task_ = nullptr;
-    std::atomic<int> running_{0};
+    Signal pass_;  // the number of the pass that runs
+    std::atomic<int> running_;
+    Signal over_;  // passes that all workers have ended
     alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int> phase_{0};
-    struct alignas(64) Counter {
-        std::atomic<int64_t> value{0};
+    alignas(64) Signal phase_;
+    struct alignas(64) Place {
+        std::atomic<int64_t> next{0};  // of this thread's part
+        std::atomic<int> core{-1};
     };
-    std::vector<Counter> next_;  // of each thread's part
+    std::vector<Place> places_;
     static inline thread_local int current_ = 0;
 };
 

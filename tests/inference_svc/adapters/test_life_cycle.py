@@ -12,9 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from inference_svc.adapters import loading_threads
 from inference_svc.adapters import lora as lora_module
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
-from inference_svc.adapters.loading_threads import MAX_WAITING, NICENESS, NUM_THREADS, LoadingThreads
+from inference_svc.adapters.loading_threads import (
+    MAX_WAITING,
+    NICENESS,
+    NUM_THREADS,
+    SHARE,
+    LoadingThreads,
+)
 from inference_svc.adapters.lora import LoadedLora, load_lora
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.resident import LoadItem
@@ -83,6 +90,26 @@ async def test_too_many_waiting_loads_are_refused_and_a_caller_that_leaves_harms
     assert all(await asyncio.gather(*waiting[1:]))
     assert await threads.run(gate.wait)
     threads.close()
+
+
+@pytest.mark.parametrize("engine_has_work", [True, False])
+async def test_loads_rest_for_most_of_the_time_while_the_engine_has_work_and_only_then(
+    write: AdapterWriter, base: BaseModelShape, monkeypatch: pytest.MonkeyPatch, engine_has_work: bool
+) -> None:
+    folder = write.lora("pirate")
+    computed, rested = [0.0], list[float]()
+
+    def thread_time() -> float:
+        computed[0] += 2**-10  # the next call of torch took so long, which is more than a slice
+        return computed[0]
+
+    monkeypatch.setattr(loading_threads.time, "thread_time", thread_time)  # type: ignore[attr-defined]
+    monkeypatch.setattr(loading_threads.time, "sleep", rested.append)  # type: ignore[attr-defined]
+    threads = LoadingThreads(lambda: engine_has_work)
+    await threads.run(lambda: load_lora(folder, base, AdapterLimits()))
+    threads.close()
+    assert bool(rested) == engine_has_work
+    assert all(rest == 2**-10 * (1 / SHARE - 1) for rest in rested)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all threads of a process have its priority")
