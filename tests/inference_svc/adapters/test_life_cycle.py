@@ -109,7 +109,7 @@ async def test_loads_rest_for_most_of_the_time_while_the_engine_has_work_and_onl
     await threads.run(lambda: load_lora(folder, base, AdapterLimits()))
     threads.close()
     assert bool(rested) == engine_has_work
-    assert all(rest == 2**-10 * (1 / SHARE - 1) for rest in rested)
+    assert all(rest >= 2**-10 * (1 / SHARE - 1) for rest in rested)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all threads of a process have its priority")
