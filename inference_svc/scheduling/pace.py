@@ -6,6 +6,9 @@ from __future__ import annotations
 # steps of decoding alone so never waits for more than five of them, even if the step takes twice what was estimated: on
 # a machine that others use too, one in fifty does.
 LONGEST_STEP = 2.5
+# Where more sequences compute their prompts than decode, a step may take longer in proportion, so many times at most: the
+# few wait for the many, and soon all decode together.
+MOST_PATIENCE = 4.0
 # Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
 # streams decode, a step may take as long.
 UNNOTICED_SECONDS = 0.04
@@ -47,17 +50,18 @@ class StepPace:
         self._recent_token_seconds = (self._recent_token_seconds + newest) / 2
         self._most_prompt_tokens = max(self._most_prompt_tokens, num_prompt_tokens)
 
-    def max_prompt_tokens(self, num_running: int) -> int:
+    def max_prompt_tokens(self, num_decoding: int, num_prompts: int) -> int:
         """Prompt tokens that may join a step in which others decode, at least one.
 
         What a step may take is measured by the step in which all that run will decode: where most sequences still
         compute their prompts, it is in everybody's interest that they do not decode one by one. Twice the most that was
         measured is the limit: beyond, the line may not go on as it began.
         """
-        decoding = self._decoding_step(num_running)
+        decoding = self._decoding_step(num_decoding + num_prompts)
         if decoding is None or not self._tokens_squared:
             return UNMEASURED_PROMPT_TOKENS
-        spare = max((LONGEST_STEP - 1.0) * decoding, UNNOTICED_SECONDS - decoding)
+        patience = min(max(num_prompts / num_decoding, 1.0), MOST_PATIENCE)
+        spare = max((LONGEST_STEP * patience - 1.0) * decoding, UNNOTICED_SECONDS - decoding)
         return max(1, min(int(spare / self._dearest_token_seconds()), 2 * self._most_prompt_tokens))
 
     def _prompt_token_seconds(self) -> float:

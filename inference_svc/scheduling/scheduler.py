@@ -94,7 +94,7 @@ class Scheduler:
         if prompts:
             budget += 1
             if decoding:
-                budget = min(budget, self.pace.max_prompt_tokens(len(self._running)))
+                budget = min(budget, self.pace.max_prompt_tokens(len(decoding), len(prompts)))
             scheduled += share_between_prompts(prompts, budget)
         return scheduled
 

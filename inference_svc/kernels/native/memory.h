@@ -29,6 +29,7 @@ inline void* allocate(size_t bytes) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+inline void prefetch_to_write(const void* p) { __builtin_prefetch(p, 1, 3); }
 
 struct Free {
     void operator()(void* memory) const { std::free(memory); }

@@ -16,10 +16,13 @@ struct Output {
     float* y;
     int64_t stride;
     const float* bias;  // of all outputs, or null
+    int64_t first_row = 0, first_output = 0;  // that y has
+
+    float* at(int64_t row, int64_t first) const { return y + (row - first_row) * stride + first - first_output; }
 
     // Outputs first.. of a row; those beyond `count` are padding.
     void put(int64_t row, int64_t first, int count, Vector value) const {
-        float* out = y + row * stride + first;
+        float* out = at(row, first);
         if (count == LANES) {
             store(out, bias ? value + load(bias + first) : value);
             return;

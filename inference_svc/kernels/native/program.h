@@ -70,6 +70,8 @@ struct Stage {
     };
     std::vector<Work> works;
     int64_t width = 0;  // of every work, if each column is by itself: a row may be cut then; else 0
+    // A linear operation whose outputs the next stage alone reads, to activate and round them and nothing else.
+    bool is_activated = false;
 
     bool is(Kind kind) const { return works.size() == 1 && works[0].kind == kind; }
 };
@@ -115,7 +117,7 @@ struct Program {
     std::vector<int64_t> buffer_widths;
     // Working memory of a pass.
     Rounded rounded[2];  // for 4-bit codes, for 8-bit codes
-    Wide wide;
+    Wide wide[2];  // of which the second has what was activated in the cache
     std::vector<QueryTile> tiles;
     std::vector<int64_t> tile_of_row;
     Buffer<float> partials, low;
@@ -133,6 +135,19 @@ struct Program {
     float* at(int32_t value) {
         const Value& v = values[value];
         return buffers[v.buffer].data() + v.offset;
+    }
+
+    // Where the columns of a value come from: null where they are no whole pairs of tiles of one matrix.
+    struct Columns {
+        const Matrix* matrix;
+        int64_t first;
+    };
+    Columns columns_of(const Operation& linear, int32_t value) const {
+        for (const Matrix& matrix : linear.matrices) {
+            const int64_t first = values[value].offset - values[matrix.out].offset;
+            if (root(value) == root(matrix.out) && first % 32 == 0 && values[value].width % 32 == 0) return {&matrix, first};
+        }
+        return {nullptr, 0};
     }
 
     int32_t root(int32_t value) const { return values[value].parent < 0 ? value : root(values[value].parent); }
@@ -175,6 +190,30 @@ struct Program {
             }
         }
         for (Stage& stage : stages) stage.width = common_width(stage);
+        for (size_t i = 0; i + 1 < stages.size(); i++) stages[i].is_activated = is_activated(stages[i], stages[i + 1]);
+    }
+
+    bool is_activated(const Stage& stage, const Stage& next) const {
+        if (!stage.is(LINEAR) || next.works.size() != 2 || next.works[1].kind != ROUND) return false;
+        const Operation &linear = operations[stage.works[0].operation], &activation = operations[next.works[0].operation],
+                        &reader = operations[next.works[1].operation];
+        if (activation.kind < SILU || activation.kind > GELU_TANH || reader.inputs[0] != activation.output) return false;
+        for (const Operation* o : {&linear, &reader})
+            for (const Matrix& matrix : o->matrices)
+                if (!matrix.packed) return false;
+        for (const int32_t input : activation.inputs)
+            if (input >= 0 && !columns_of(linear, input).matrix) return false;
+        int64_t readers = 0;  // of all that would not be written
+        auto is_read = [&](int32_t value) {
+            bool is_ours = root(value) == root(activation.output);
+            for (const Matrix& matrix : linear.matrices) is_ours = is_ours || root(value) == root(matrix.out);
+            readers += is_ours;
+        };
+        is_read(result);
+        for (const Operation& o : operations)
+            for (const int32_t input : o.inputs)
+                if (input >= 0) is_read(input);
+        return readers == 1 + (activation.inputs[0] >= 0) + (activation.inputs[1] >= 0);
     }
 
     int64_t common_width(const Stage& stage) const {

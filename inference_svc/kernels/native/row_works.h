@@ -36,6 +36,22 @@ class RowWorks {
         return pass.num_rows >= ROWS_FOR_WIDE && !invariant && !pass.has_scaling_pass && p.input < 0 && has_wide_products();
     }
 
+    static Vector activated(Kind kind, Vector x) {
+        if (kind == SILU) return x / (exp(-x) + 1.0f);
+        if (kind == GELU_TANH) return x * 0.5f * (tanh((x + x * x * x * 0.044715f) * 0.7978845608028654f) + 1.0f);
+        Vector result;
+        for (int i = 0; i < LANES; i++) result[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.7071067811865476f));
+        return result;
+    }
+
+    // Activations of x, times y if there is one.
+    static void activate(Kind kind, const float* x, const float* y, int64_t count, float* out) {
+        for (int64_t i = 0; i < count; i += LANES) {
+            const Vector value = activated(kind, load(x + i));
+            store(out + i, y ? value * load(y + i) : value);
+        }
+    }
+
   private:
     void embed(const Operation& o, int64_t row) {
         float* out = row_of(o.output, row);
@@ -81,30 +97,14 @@ class RowWorks {
         }
     }
 
-    static Vector activated(Kind kind, Vector x) {
-        if (kind == SILU) return x / (exp(-x) + 1.0f);
-        if (kind == GELU_TANH) return x * 0.5f * (tanh((x + x * x * x * 0.044715f) * 0.7978845608028654f) + 1.0f);
-        Vector result;
-        for (int i = 0; i < LANES; i++) result[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.7071067811865476f));
-        return result;
-    }
-
     void elementwise(const Operation& o, int64_t row, int64_t first, int64_t end) {
         const float* x = row_of(o.inputs[0], row);
         const float* y = o.inputs[1] < 0 ? nullptr : row_of(o.inputs[1], row);
         float* out = row_of(o.output, row);
         end = std::min(end, p.values[o.output].width);
-        for (int64_t i = first; i < end; i += LANES) {
-            const Vector a = load(x + i);
-            Vector value;
-            if (o.kind == ADD)
-                value = a + load(y + i);
-            else if (o.kind == SOFTCAP)
-                value = tanh(a * (1.0f / o.number)) * o.number;
-            else
-                value = y ? activated(o.kind, a) * load(y + i) : activated(o.kind, a);
-            store(out + i, value);
-        }
+        if (o.kind != ADD && o.kind != SOFTCAP) return activate(o.kind, x + first, y ? y + first : nullptr, end - first, out + first);
+        for (int64_t i = first; i < end; i += LANES)
+            store(out + i, o.kind == ADD ? load(x + i) + load(y + i) : tanh(load(x + i) * (1.0f / o.number)) * o.number);
     }
 
     void round(const Operation& o, int64_t row, int64_t first, int64_t end) {
@@ -114,7 +114,7 @@ class RowWorks {
         for (const Matrix& matrix : o.matrices)
             if (matrix.packed) is_read[matrix.packed->bits / 8] = true;
         if (is_wide()) {
-            if (is_read[0] || is_read[1]) widen_steps(x, row, first / 32, end / 32, p.wide);
+            if (is_read[0] || is_read[1]) widen_steps(x, row, first / 32, end / 32, p.wide[0]);
             return;
         }
         for (const int bits : {4, 8})

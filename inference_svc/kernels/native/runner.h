@@ -27,7 +27,8 @@ class Runner : RowWorks {
                 std::memcpy(p.at(p.input) + row * value.stride, pass.input + row * value.width, value.width * sizeof(float));
         }
         for (Rounded& rounded : p.rounded) rounded.reserve(pass.num_rows, p.most_steps);
-        if (is_wide()) p.wide.reserve(pass.num_rows, p.most_steps);
+        for (Wide& wide : p.wide)
+            if (is_wide()) wide.reserve(pass.num_rows, p.most_steps);
         reserve_low_rank();
         for (const Operation& operation : p.operations)
             if (operation.kind == ATTENTION) return plan_tiles(operation.shape);
@@ -39,11 +40,19 @@ class Runner : RowWorks {
             begin_wide_tiles();
         else if (tiles)
             begin_matrix_tiles();
-        for (const Stage& stage : p.stages) {
+        const Wide* wide = &p.wide[0];
+        for (size_t i = 0; i < p.stages.size(); i++) {
+            const Stage& stage = p.stages[i];
 #if defined(LORAMUX_PROFILE)
             const auto start = std::chrono::steady_clock::now();
 #endif
-            run_stage(stage);
+            if (stage.is_activated && activates_at_once(stage)) {
+                activated_linear(stage, p.stages[++i], *wide);
+                wide = &p.wide[1];
+            } else {
+                run_stage(stage, *wide);
+                if (stage.is(LINEAR)) wide = &p.wide[0];
+            }
 #if defined(LORAMUX_PROFILE)
             const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
             if (thread == 0 && !stage.works.empty()) profile[stage.works.back().kind] += seconds;
@@ -91,10 +100,10 @@ class Runner : RowWorks {
         p.partials.reserve(num_partials * (shape.head_dim + 2));
     }
 
-    void run_stage(const Stage& stage) {
+    void run_stage(const Stage& stage, const Wide& wide) {
         if (stage.works.empty()) return;
         const Operation& first = p.operations[stage.works[0].operation];
-        if (stage.is(LINEAR)) return linear(first);
+        if (stage.is(LINEAR)) return linear(first, wide);
         if (stage.is(ATTENTION)) return attention(first);
         if (by_rows() || !stage.width)
             return t.share(pass.num_rows, by_rows() ? 4 : 1, [&](int64_t row, int64_t end) {
@@ -115,7 +124,7 @@ class Runner : RowWorks {
     // With many rows a thread takes a part of the rows through all operations; with few, a part of the columns.
     bool by_rows() const { return pass.num_rows >= 2 * ROWS * t.count(); }
 
-    void linear(const Operation& o) {
+    void linear(const Operation& o, const Wide& wide) {
         const int32_t input = o.inputs[0];
         const float* x = p.at(input);
         const int64_t x_stride = p.values[input].stride;
@@ -132,10 +141,47 @@ class Runner : RowWorks {
                     continue;
                 }
                 const auto& [matrix, tile] = o.tiles[index];
-                multiply(o.matrices[matrix], tile, x, x_stride, first_row(part), first_row(part.next()));
+                multiply(o.matrices[matrix], tile, x, x_stride, wide, first_row(part), first_row(part.next()));
             }
         });
         if (num_blocks) add_deltas(o, plan, parts);
+    }
+
+    bool activates_at_once(const Stage& stage) const {
+        const Operation& o = p.operations[stage.works[0].operation];
+        for (const Matrix& matrix : o.matrices)
+            for (int64_t b = 0; b < pass.num_banks; b++)
+                if (pass.banks[b].deltas[matrix.index].a) return false;
+        return is_wide();
+    }
+
+    // A linear operation, what activates its outputs, and the rounding of that, 32 columns at a time. With many rows the
+    // outputs are more than a cache holds: to write and read them cost as much as the products.
+    void activated_linear(const Stage& stage, const Stage& next, const Wide& wide) {
+        const Operation &o = p.operations[stage.works[0].operation], &activation = p.operations[next.works[0].operation];
+        const int64_t num_items = p.values[activation.output].width / 32, parts = by_rows() ? t.count() : 1;
+        t.share(num_items * parts, grain(num_items * parts), [&](int64_t item, int64_t end) {
+            static thread_local Buffer<float> products[2];
+            for (; item < end; item++) {
+                const Part part{item / num_items, parts};
+                const int64_t step = item % num_items, first = first_row(part), end_row = first_row(part.next());
+                const float* inputs[2] = {};
+                for (int i = 0; i < 2; i++) {
+                    if (activation.inputs[i] < 0) continue;
+                    const auto [matrix, column] = p.columns_of(o, activation.inputs[i]);
+                    const int64_t tile = column / LANES + 2 * step;
+                    float* room = products[i].reserve((whole_blocks(end_row) - first) * 32);
+                    wide_product(*matrix->packed, tile, wide, first, end_row, {room, 32, matrix->bias, first, tile * LANES});
+                    inputs[i] = room;
+                }
+                for (int64_t row = first; row < end_row; row++) {
+                    alignas(64) float out[32];
+                    const int64_t at = 32 * (row - first);
+                    activate(activation.kind, inputs[0] + at, inputs[1] ? inputs[1] + at : nullptr, 32, out);
+                    widen_row(out, p.wide[1].block(row / ROWS)[step].numbers[row % ROWS]);
+                }
+            }
+        });
     }
 
     struct Part {
@@ -156,10 +202,11 @@ class Runner : RowWorks {
     // Items in a piece: few enough pieces that taking one costs nothing, enough that nobody waits for long.
     int64_t grain(int64_t num_items) const { return std::max<int64_t>(1, num_items / (8 * t.count())); }
 
-    void multiply(const Matrix& matrix, int64_t tile, const float* x, int64_t x_stride, int64_t first_row, int64_t end_row) {
+    void multiply(const Matrix& matrix, int64_t tile, const float* x, int64_t x_stride, const Wide& wide, int64_t first_row,
+                  int64_t end_row) {
         const Output output{p.at(matrix.out), p.values[matrix.out].stride, matrix.bias};
         if (matrix.packed && is_wide()) {
-            if (tile % 2 == 0) wide_product(*matrix.packed, tile, p.wide, first_row, end_row, output);
+            if (tile % 2 == 0) wide_product(*matrix.packed, tile, wide, first_row, end_row, output);
             return;
         }
         if (matrix.packed)

@@ -16,6 +16,23 @@ inline bool has_wide_attention(const AttentionShape& shape) {
     return has_wide_products() && shape.head_dim % 32 == 0 && shape.group() <= MOST_QUERIES;
 }
 
+// 32 dimensions of 16 queries.
+struct alignas(64) QueryStep {
+    uint16_t high[16][32], low[16][32];
+};
+
+inline __m512 left_over(__m512 value) { return _mm512_sub_ps(value, _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(value))); }
+
+// 32 numbers as bfloat16, and what is left over of them.
+inline void widen(const float* x, uint16_t* high, uint16_t* low) {
+    for (int half = 0; half < 2; half++, x += 16, high += 16, low += 16) {
+        const __m512 value = (__m512)load(x);
+        const __m256bh upper = _mm512_cvtneps_pbh(value), rest = _mm512_cvtneps_pbh(left_over(value));
+        std::memcpy(high, &upper, 32);
+        std::memcpy(low, &rest, 32);
+    }
+}
+
 // A block of keys, [dim][16 positions] -> pairs of dimensions: [dim / 2][16][2], high parts, then low parts.
 inline void pair_keys(const half_t* keys, int64_t dim, uint8_t* out) {
     for (int64_t d = 0; d < dim; d += 2, out += 64) {
@@ -36,7 +53,7 @@ inline void pair_values(const half_t* const* blocks, int64_t dim, int64_t first_
 }
 
 // Scores of 16 queries with one block of keys: [16][16].
-inline void score_tile(const WideStep* queries, const uint8_t* keys, int64_t dim, float* scores) {
+inline void score_tile(const QueryStep* queries, const uint8_t* keys, int64_t dim, float* scores) {
     fence();
     _tile_zero(0);
     for (int64_t step = 0; step < dim / 32; step++) {
@@ -97,11 +114,11 @@ inline void attend_wide(const AttentionShape& shape, const float* const* queries
                         float* maxima, float* sums) {
     constexpr int64_t most_blocks = CHUNK / BLOCK, most_pairs = CHUNK / PAIR;
     const int64_t dim = shape.head_dim, num_blocks = (count + BLOCK - 1) / BLOCK, num_pairs = (num_blocks + 1) / 2;
-    static thread_local Buffer<WideStep> query_room;
+    static thread_local Buffer<QueryStep> query_room;
     static thread_local Buffer<uint8_t> room;
     alignas(64) static thread_local float scores[most_blocks][16 * 16];
     alignas(64) static thread_local uint16_t weights[most_pairs][16][32];
-    WideStep* rows = query_room.reserve(dim / 32);
+    QueryStep* rows = query_room.reserve(dim / 32);
     for (int64_t q = 0; q < num_queries; q++)
         for (int64_t step = 0; step < dim / 32; step++) widen(queries[q] + 32 * step, rows[step].high[q], rows[step].low[q]);
     // What was stored a moment ago cannot be read into a tile register: the next is prepared before the last is read.

@@ -12,7 +12,7 @@ namespace loramux {
 constexpr int64_t ROWS_FOR_WIDE = ROWS + 1;  // one block is as quick in whole numbers
 
 struct alignas(64) WideStep {
-    uint16_t high[ROWS][32], low[ROWS][32];
+    uint16_t numbers[ROWS][32];
 };
 
 typedef Blocks<WideStep> Wide;
@@ -24,8 +24,6 @@ static const TileConfig WIDE_TILES = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}
 
 inline bool has_wide_products() { return has_matrix_tiles(); }
 
-inline __m512 left_over(__m512 value) { return _mm512_sub_ps(value, _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(value))); }
-
 // Two vectors side by side, number by number, as bfloat16.
 inline __m512i paired(__m512 a, __m512 b) {
     alignas(64) static const uint16_t interleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -35,19 +33,10 @@ inline __m512i paired(__m512 a, __m512 b) {
 
 inline void begin_wide_tiles() { _tile_loadconfig(&WIDE_TILES); }
 
-// 32 numbers as bfloat16, and what is left over of them.
-inline void widen(const float* x, uint16_t* high, uint16_t* low) {
-    for (int half = 0; half < 2; half++, x += 16, high += 16, low += 16) {
-        const __m512 value = (__m512)load(x);
-        const __m256bh upper = _mm512_cvtneps_pbh(value), rest = _mm512_cvtneps_pbh(left_over(value));
-        std::memcpy(high, &upper, 32);
-        std::memcpy(low, &rest, 32);
-    }
-}
-
-inline void widen_steps(const float* x, int64_t row, int64_t first, int64_t end, Wide& out) {
-    WideStep* steps = out.block(row / ROWS);
-    for (int64_t step = first; step < end; step++) widen(x + 32 * step, steps[step].high[row % ROWS], steps[step].low[row % ROWS]);
+// 32 numbers as bfloat16.
+inline void widen_row(const float* x, uint16_t* out) {
+    const __m512bh numbers = _mm512_cvtne2ps_pbh((__m512)load(x + 16), (__m512)load(x));
+    std::memcpy(out, &numbers, 64);
 }
 
 template <int LEFT>
@@ -101,7 +90,7 @@ void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint
     };
     alignas(64) float biases[2][LANES] = {};
     for (int tile = 0; tile < TILES; tile++) output.biases((index + tile) * LANES, w.rows, biases[tile]);
-    if constexpr (UNPACK) unpack(0);
+    for (int64_t step = 0; UNPACK && step < std::min(UNPACKED_AHEAD, w.steps); step++) unpack(step);
     fence();
     _tile_loadd(0, biases[0], 0);
     if constexpr (TILES == 2) _tile_loadd(1, biases[1], 0);
@@ -113,23 +102,22 @@ void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint
         if constexpr (BLOCKS == 2) _tile_dpbf16ps(2, 5, 6);
         if constexpr (BLOCKS == 2 && TILES == 2) _tile_dpbf16ps(3, 5, 7);
     };
+    float* y = output.at(row, index * LANES);
     const WideStep* first = x.block(row / ROWS);
     const WideStep* second = first + x.steps;
     for (int64_t step = 0; step < w.steps; step++) {
         if constexpr (UNPACK)
-            if (step + 1 < w.steps) unpack(step + 1);
+            if (step + UNPACKED_AHEAD < w.steps) unpack(step + UNPACKED_AHEAD);
+        for (int64_t line = 2 * step; line < std::min<int64_t>(2 * step + 2, ROWS * BLOCKS); line++)
+            for (int tile = 0; tile < TILES; tile++) prefetch_to_write(y + line * output.stride + tile * LANES);
         fence();
         _tile_loadd(6, numbers + step * 1024, 64);
         if constexpr (TILES == 2) _tile_loadd(7, numbers + (w.steps + step) * 1024, 64);
         // A sum is ready for its next product only after three others have begun.
-        _tile_loadd(4, first[step].high, 64);
-        if constexpr (BLOCKS == 2) _tile_loadd(5, second[step].high, 64);
-        multiply();
-        _tile_loadd(4, first[step].low, 64);
-        if constexpr (BLOCKS == 2) _tile_loadd(5, second[step].low, 64);
+        _tile_loadd(4, first[step].numbers, 64);
+        if constexpr (BLOCKS == 2) _tile_loadd(5, second[step].numbers, 64);
         multiply();
     }
-    float* y = output.y + row * output.stride + index * LANES;
     const int64_t stride = output.stride * static_cast<int64_t>(sizeof(float));
     _tile_stored(0, y, stride);
     if constexpr (TILES == 2) _tile_stored(1, y + LANES, stride);
@@ -165,8 +153,14 @@ inline void wide_product(const Packed& w, int64_t tile, const Wide& x, int64_t f
 #else
 inline bool has_wide_products() { return false; }
 inline void begin_wide_tiles() {}
-inline void widen_steps(const float*, int64_t, int64_t, int64_t, Wide&) {}
+inline void widen_row(const float*, uint16_t*) {}
 inline void wide_product(const Packed&, int64_t, const Wide&, int64_t, int64_t, const Output&) {}
 #endif
+
+// Steps first..end of a row.
+inline void widen_steps(const float* x, int64_t row, int64_t first, int64_t end, Wide& out) {
+    WideStep* steps = out.block(row / ROWS);
+    for (int64_t step = first; step < end; step++) widen_row(x + 32 * step, steps[step].numbers[row % ROWS]);
+}
 
 }  // namespace loramux

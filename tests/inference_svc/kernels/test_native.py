@@ -107,9 +107,9 @@ def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
     weight = matrix(out, columns, quantization)
     x = torch.randn(num_rows, columns, generator=torch.Generator().manual_seed(2))
     dense = weight.dequantize()
-    expected = x.double() @ dense.bfloat16().double().T
+    expected = x.bfloat16().double() @ dense.bfloat16().double().T
     size = x.abs().double() @ dense.abs().double().T
-    # Activations keep 16 bits, sums are float32. A weight in the middle between two bfloat16 may go to either; that of
+    # Sums are float32. A weight in the middle between two bfloat16 may go to either; that of
     # a K-quant has a scale that was rounded to a half before, and a minimum that takes most of it away again.
     error = (product(compiled, weight, x, wide=True).double() - expected).abs() / size
     assert error.max() < 2e-3
@@ -248,6 +248,53 @@ def test_adapters_that_share_rows_change_them_as_in_the_reference_however_many_t
 
     # Float32 sums of 256 products in another order.
     torch.testing.assert_close(run(native), run(eager), atol=2e-4, rtol=1e-5)
+
+
+class Gated:
+    """A model of an embedding, a gated layer of which both halves are one matrix or two, and a linear layer."""
+
+    def __init__(self, width: int, *, fused: bool) -> None:
+        self.config = None
+        self.table = matrix(32, 256, "F32")
+        sizes = [2 * width] if fused else [width, width]
+        self.halves = [
+            Linear(f"half.{i}", matrix(size, 256, ("Q4_1", "Q8_0")[i]), torch.randn(size))
+            for i, size in enumerate(sizes)
+        ]
+        self.width = width
+        self.down = Linear("down", matrix(48, width, "Q4_K"), None)
+
+    def hidden_states(self, run: Forward[Value]) -> Value:
+        x = run.embed(self.table)
+        outputs = [run.linear(x, half) for half in self.halves]
+        gate, up = outputs if len(outputs) == 2 else run.split(outputs[0], (self.width, self.width))
+        return run.linear(run.gated("silu", gate, up), self.down)
+
+    def logits(self, run: Forward[Value], hidden: Value) -> Value:
+        return run.activate("silu", hidden)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("num_rows", [17, 40, 150])
+def test_a_gated_layer_of_many_rows_is_the_same_to_the_bit_activated_at_once_and_after_adapters(
+    num_rows: int, fused: bool
+) -> None:
+    model = Gated(768, fused=fused)
+    ids = torch.randint(0, 32, (num_rows,))
+    try:
+        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
+    cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
+    nothing = LinearDelta(torch.randn(4, 256), torch.zeros(model.halves[0].weight.shape[0], 4), torch.zeros(4).long())
+    bank = native.prepare(AdapterBank("a", ("a",), {"half.0": nothing}, {}))
+    adapters = (AdapterRows(bank, torch.arange(num_rows), torch.ones(num_rows, 1, 1)),)
+    at_once = native.hidden_states(ForwardBatch(ids, ids, ids, ()), cache)
+    assert torch.equal(native.hidden_states(ForwardBatch(ids, ids, ids, (), adapters), cache), at_once)
+    # Weights, activations and what lies between them each keep 8 bits.
+    eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
+    expected = eager.hidden_states(ForwardBatch(ids, ids, ids, ()), cache)
+    assert (at_once - expected).abs().max() < 0.01 * expected.abs().max()
 
 
 SHAPES = [
