@@ -6,8 +6,8 @@ from __future__ import annotations
 # steps of decoding alone so never waits for more than five of them, even if the step takes twice what was estimated: on
 # a machine that others use too, one in fifty does.
 LONGEST_STEP = 2.5
-# Where more sequences compute their prompts than decode, a step may take longer in proportion, so many times at most: the
-# few wait for the many, and soon all decode together.
+# Where more sequences compute their prompts than decode, a step may take longer in proportion, so many times at most:
+# the few wait for the many, and soon all decode together.
 MOST_PATIENCE = 4.0
 # Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
 # streams decode, a step may take as long.

@@ -1,9 +1,8 @@
 // Products of many rows: matrix tiles of bfloat16.
 //
 // With many rows what costs is not the products but adding them up step by step. So the numbers of a tile are unpacked to
-// bfloat16, which its registers multiply and add by themselves; activations keep 16 bits, as a bfloat16 and the bfloat16 of
-// what is left over. Weights lose what is beyond 8 bits. Sums are in another order than those of rounded products: not for
-// the invariant mode.
+// bfloat16, which its registers multiply and add by themselves. Weights and activations lose what is beyond 8 bits. Sums are in
+// another order than those of rounded products: not for the invariant mode.
 #pragma once
 #include "products.h"
 
