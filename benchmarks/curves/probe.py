@@ -69,7 +69,7 @@ class Probe:
         self._names, self._numbers = itertools.count(), itertools.count(1_000_000)
         self._computed: list[tuple[tuple[int, ...], Selection]] = []
         self._limits = AdapterLimits(max_adapters=2048, max_rank=1024, max_bytes=MANY_BYTES)
-        self.registry = AdapterRegistry(self.base.shape, self._limits)
+        self.registry = AdapterRegistry(self.base.shape, self._limits, self.base.executor.prepare)
         self._engine = Engine(self.base, self.registry, EngineConfig(kv_cache_tokens=KV_CACHE_TOKENS))
         self._engine.start()
 

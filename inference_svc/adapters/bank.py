@@ -8,7 +8,7 @@ linear and s_i is one number a token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -41,8 +41,7 @@ class AdapterBank:
     experts: tuple[str, ...]  # adapter names; one for a plain LoRA
     deltas: Mapping[str, LinearDelta]
     scaling_rows: Mapping[str, int]  # module path -> row of the classifier's layer axis; empty for a plain LoRA
+    nbytes: int = field(init=False)  # of the tensors: every load asks all banks that are resident
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return sum(delta.nbytes for delta in self.deltas.values())
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nbytes", sum(delta.nbytes for delta in self.deltas.values()))
