@@ -33,7 +33,7 @@ bench-accuracy: .venv/.development $(if $(BENCH_PEERS_DIR),,bench-peers)  ## how
 bench-curves: .venv/.development  ## how the cost of a step grows, as pictures in benchmarks/plots
 	$(RUN)/python -m benchmarks.curves $(CURVES)
 
-bench-loads: .venv/.development  ## the gaps between tokens of one stream, alone and during 100 loads of adapters
+bench-loads: .venv/.development  ## the gaps between tokens of one stream during 100 loads of adapters, and without
 	$(RUN)/python -m benchmarks.adapter_loads
 
 bench-peers: .venv/.development  ## install the peers that `make bench` compares with (vLLM alone is 3.5 GB)
