@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,11 @@ class Classifier:
     num_experts: int
     weights: tuple[Tensor, ...]  # inner layers first, `last` at the end; [out_features, in_features], float32
     biases: tuple[Tensor | None, ...]  # [out_features], float32
+    nbytes: int = field(init=False)  # of the tensors
+
+    def __post_init__(self) -> None:
+        tensors = (*self.weights, *self.biases)
+        object.__setattr__(self, "nbytes", sum(t.numel() * t.element_size() for t in tensors if t is not None))
 
     def with_overrides(self, overrides: XLoraOverrides) -> Classifier:
         """The same weights under another configuration."""
@@ -96,8 +101,3 @@ class Classifier:
             is_zero = scalings == 0
             scalings = torch.softmax(scalings.masked_fill(is_zero, float("-inf")), dim=-1).masked_fill(is_zero, 0.0)
         return scalings
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors."""
-        return sum(t.numel() * t.element_size() for t in (*self.weights, *self.biases) if t is not None)

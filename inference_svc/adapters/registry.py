@@ -1,6 +1,7 @@
 """The adapters in memory: who holds which version, what is active, and how much room is left.
 
-Files are read outside; under the lock there are only dictionaries, so that neither loads nor requests wait for a disk.
+Files are read outside; under the lock there are only dictionaries, so that neither loads nor requests wait for a disk,
+nor for a load that rests: no tensor is touched there.
 """
 
 from __future__ import annotations

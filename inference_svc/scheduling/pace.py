@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-# A step with prompt tokens takes at most about so many times as long as one without. A stream whose tokens come in
-# steps of decoding alone so never waits for more than five of them, even if the step takes twice what was estimated: on
-# a machine that others use too, one in fifty does.
-LONGEST_STEP = 2.5
-# Where more sequences compute their prompts than decode, a step may take longer in proportion, so many times at most:
-# the few wait for the many, and soon all decode together.
-MOST_PATIENCE = 4.0
+# A step with prompt tokens takes at most about so many times as long as one without, and longer in proportion to how
+# many prompts there are for each sequence that decodes: the few wait for the many, and soon all decode together. Where
+# there are no more prompts than streams, no stream so waits for five steps of decoding alone, even if a step takes
+# longer than was estimated: on a machine that others use too, one in fifty takes twice as long.
+LONGEST_STEP = 2.0
+MOST_PATIENCE = 5.0
 # Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
 # streams decode, a step may take as long.
 UNNOTICED_SECONDS = 0.04
@@ -60,7 +59,7 @@ class StepPace:
         decoding = self._decoding_step(num_decoding + num_prompts)
         if decoding is None or not self._tokens_squared:
             return UNMEASURED_PROMPT_TOKENS
-        patience = min(max(num_prompts / num_decoding, 1.0), MOST_PATIENCE)
+        patience = min(1.0 + num_prompts / num_decoding, MOST_PATIENCE)
         spare = max((LONGEST_STEP * patience - 1.0) * decoding, UNNOTICED_SECONDS - decoding)
         return max(1, min(int(spare / self._dearest_token_seconds()), 2 * self._most_prompt_tokens))
 

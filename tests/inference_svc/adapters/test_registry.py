@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from torch.overrides import TorchFunctionMode
 
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.choosing import lora_selection
@@ -121,6 +122,25 @@ def test_kinds_are_not_mixed_up(
     registry.activate(LoraSelection({"pirate": 1.0}))
     with pytest.raises(AdapterInUse, match="as lora"):
         registry.load("pirate", mix, source="s", replace=True)
+
+
+class NoTensors(TorchFunctionMode):
+    """Refuses every call of torch: where a load may rest."""
+
+    def __torch_function__(self, func: object, *_: object, **__: object) -> object:
+        raise AssertionError(f"{func} was called")
+
+
+def test_whoever_waits_for_the_lock_waits_for_no_tensor_however_many_adapters_are_resident(
+    registry: AdapterRegistry, write: AdapterWriter, base: BaseModelShape, limits: AdapterLimits, lora: MakeLora
+) -> None:
+    mix = load_xlora(write.xlora("mix", {"a": [Q0]}), ("a",), {Q0: 0}, base, limits)
+    new = lora("new", 3)
+    with NoTensors():
+        registry.load("mix", mix, source="s")
+        registry.load("pirate", new, source="t", replace=True)
+        registry.lease(XLoraSelection("mix")).release()
+        assert registry.held_bytes == sum(adapter.size_bytes for adapter in registry.list_all())
 
 
 def test_a_lease_keeps_its_version_and_releases_once(registry: AdapterRegistry, lora: MakeLora) -> None:
