@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -48,12 +49,13 @@ class Child:
                 stderr=file,
                 text=True,
                 env=_environment() | dict(environment or {}),
+                start_new_session=True,
             )
         self._read("ready")
 
     def close(self) -> None:
-        """End the process."""
-        self.process.kill()
+        """End the process and what it started: the workers of vLLM outlive it, and poll."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def run(self, streams: Sequence[Stream]) -> Run:
