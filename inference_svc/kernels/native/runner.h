@@ -46,7 +46,7 @@ class Runner : RowWorks {
 #if defined(LORAMUX_PROFILE)
             const auto start = std::chrono::steady_clock::now();
 #endif
-            if (stage.is_activated && activates_at_once(stage)) {
+            if (stage.is_activated && activates_at_once(stage, p.stages[i + 1])) {
                 activated_linear(stage, p.stages[++i], *wide);
                 wide = &p.wide[1];
             } else {
@@ -147,11 +147,12 @@ class Runner : RowWorks {
         if (num_blocks) add_deltas(o, plan, parts);
     }
 
-    bool activates_at_once(const Stage& stage) const {
-        const Operation& o = p.operations[stage.works[0].operation];
-        for (const Matrix& matrix : o.matrices)
-            for (int64_t b = 0; b < pass.num_banks; b++)
-                if (pass.banks[b].deltas[matrix.index].a) return false;
+    // Not where adapters change the outputs first, nor where they read the result, which they do in float32.
+    bool activates_at_once(const Stage& stage, const Stage& next) const {
+        for (const Stage::Work& work : {stage.works[0], next.works[1]})
+            for (const Matrix& matrix : p.operations[work.operation].matrices)
+                for (int64_t b = 0; b < pass.num_banks; b++)
+                    if (pass.banks[b].deltas[matrix.index].a) return false;
         return is_wide();
     }
 

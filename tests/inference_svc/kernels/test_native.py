@@ -262,22 +262,24 @@ class Gated:
             for i, size in enumerate(sizes)
         ]
         self.width = width
-        self.down = Linear("down", matrix(48, width, "Q4_K"), None)
+        self.down = Linear("down", matrix(256, width, "Q4_K"), None)
+        self.after = Linear("after", matrix(48, 256, "Q8_0"), None)
 
     def hidden_states(self, run: Forward[Value]) -> Value:
         x = run.embed(self.table)
         outputs = [run.linear(x, half) for half in self.halves]
         gate, up = outputs if len(outputs) == 2 else run.split(outputs[0], (self.width, self.width))
-        return run.linear(run.gated("silu", gate, up), self.down)
+        return run.linear(run.linear(run.gated("silu", gate, up), self.down), self.after)
 
     def logits(self, run: Forward[Value], hidden: Value) -> Value:
         return run.activate("silu", hidden)
 
 
+@pytest.mark.parametrize("adapted", ["half.0", "down", "after"])
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("num_rows", [17, 40, 150])
-def test_a_gated_layer_of_many_rows_is_the_same_to_the_bit_activated_at_once_and_after_adapters(
-    num_rows: int, fused: bool
+def test_a_gated_layer_of_many_rows_is_the_same_to_the_bit_activated_at_once_and_beside_adapters(
+    num_rows: int, fused: bool, adapted: str
 ) -> None:
     model = Gated(768, fused=fused)
     ids = torch.randint(0, 32, (num_rows,))
@@ -285,16 +287,26 @@ def test_a_gated_layer_of_many_rows_is_the_same_to_the_bit_activated_at_once_and
         native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
     except NativeUnavailable as error:
         pytest.skip(str(error))
-    cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
-    nothing = LinearDelta(torch.randn(4, 256), torch.zeros(model.halves[0].weight.shape[0], 4), torch.zeros(4).long())
-    bank = native.prepare(AdapterBank("a", ("a",), {"half.0": nothing}, {}))
-    adapters = (AdapterRows(bank, torch.arange(num_rows), torch.ones(num_rows, 1, 1)),)
-    at_once = native.hidden_states(ForwardBatch(ids, ids, ids, ()), cache)
-    assert torch.equal(native.hidden_states(ForwardBatch(ids, ids, ids, (), adapters), cache), at_once)
-    # Weights, activations and what lies between them each keep 8 bits.
     eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
-    expected = eager.hidden_states(ForwardBatch(ids, ids, ids, ()), cache)
-    assert (at_once - expected).abs().max() < 0.01 * expected.abs().max()
+    cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
+    shape = {linear.path: linear.weight.shape for linear in (*model.halves, model.down, model.after)}[adapted]
+
+    def run(executor: EagerExecutor | NativeExecutor, weight: float | None) -> Tensor:
+        adapters: tuple[AdapterRows, ...] = ()
+        if weight is not None:
+            chance = torch.Generator().manual_seed(1)
+            a = torch.randn(4, shape[1], generator=chance) / 16
+            b = torch.randn(shape[0], 4, generator=chance) * weight
+            bank = AdapterBank("a", ("a",), {adapted: LinearDelta(a, b, torch.zeros(4).long())}, {})
+            adapters = (AdapterRows(executor.prepare(bank), torch.arange(num_rows), torch.ones(num_rows, 1, 1)),)
+        return executor.hidden_states(ForwardBatch(ids, ids, ids, (), adapters), cache)
+
+    at_once = run(native, None)
+    assert torch.equal(run(native, 0.0), at_once)
+    # Weights, activations and what lies between them each keep 8 bits.
+    for weight in (None, 1.0):
+        expected = run(eager, weight)
+        assert (run(native, weight) - expected).abs().max() < 0.01 * expected.abs().max()
 
 
 SHAPES = [
