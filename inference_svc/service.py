@@ -129,7 +129,9 @@ async def open_service(config: Config) -> Service:
     base, adapter_bytes = await asyncio.to_thread(_load_model, config)
     limits = AdapterLimits(config.max_adapters, config.max_rank, adapter_bytes, evict=config.eviction == "lru")
     engine: Engine | None = None
-    threads = LoadingThreads(lambda: engine is not None and engine.num_unfinished > 0)
+    # On a GPU the cores that steps wait for are not those that loads run on.
+    on_cpu = base.device.type == "cpu"
+    threads = LoadingThreads(lambda: on_cpu and engine is not None and engine.num_unfinished > 0)
     adapters = AdapterFolders(AdapterRegistry(base.shape, limits, base.executor.prepare), config.adapter_roots, threads)
     metrics = None if config.metrics_port is None else EngineMetrics()
     engine = await asyncio.to_thread(_make_engine, config, base, adapters.registry, metrics)
