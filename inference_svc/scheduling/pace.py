@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 # A step with prompt tokens takes at most about so many times as long as one without, and longer in proportion to how
-# many prompts there are for each sequence that decodes: the few wait for the many, and soon all decode together. Where
-# there are no more prompts than streams, no stream so waits for five steps of decoding alone, even if a step takes
-# longer than was estimated: on a machine that others use too, one in fifty takes twice as long.
-LONGEST_STEP = 2.0
-MOST_PATIENCE = 5.0
+# many prompts there are for each sequence that decodes, up to a limit: the few wait for the many, and soon all decode
+# together. No stream waits for more than five steps of decoding alone, even if a step takes somewhat longer than was
+# estimated.
+LONGEST_STEP = 2.35
+MOST_PATIENCE = 1.7
 # Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
 # streams decode, a step may take as long.
 UNNOTICED_SECONDS = 0.04

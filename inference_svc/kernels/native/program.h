@@ -71,7 +71,7 @@ struct Stage {
     std::vector<Work> works;
     int64_t width = 0;  // of every work, if each column is by itself: a row may be cut then; else 0
     // A linear operation whose outputs the next stage alone reads, to activate and round them and nothing else.
-    bool is_activated = false;
+    bool can_fuse = false;
 
     bool is(Kind kind) const { return works.size() == 1 && works[0].kind == kind; }
 };
@@ -190,10 +190,10 @@ struct Program {
             }
         }
         for (Stage& stage : stages) stage.width = common_width(stage);
-        for (size_t i = 0; i + 1 < stages.size(); i++) stages[i].is_activated = is_activated(stages[i], stages[i + 1]);
+        for (size_t i = 0; i + 1 < stages.size(); i++) stages[i].can_fuse = can_fuse(stages[i], stages[i + 1]);
     }
 
-    bool is_activated(const Stage& stage, const Stage& next) const {
+    bool can_fuse(const Stage& stage, const Stage& next) const {
         if (!stage.is(LINEAR) || next.works.size() != 2 || next.works[1].kind != ROUND) return false;
         const Operation &linear = operations[stage.works[0].operation], &activation = operations[next.works[0].operation],
                         &reader = operations[next.works[1].operation];

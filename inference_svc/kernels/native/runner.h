@@ -46,8 +46,8 @@ class Runner : RowWorks {
 #if defined(LORAMUX_PROFILE)
             const auto start = std::chrono::steady_clock::now();
 #endif
-            if (stage.is_activated && activates_at_once(stage, p.stages[i + 1])) {
-                activated_linear(stage, p.stages[++i], *wide);
+            if (stage.can_fuse && fuses(stage, p.stages[i + 1])) {
+                fused_linear(stage, p.stages[++i], *wide);
                 wide = &p.wide[1];
             } else {
                 run_stage(stage, *wide);
@@ -148,7 +148,7 @@ class Runner : RowWorks {
     }
 
     // Not where adapters change the outputs first, nor where they read the result, which they do in float32.
-    bool activates_at_once(const Stage& stage, const Stage& next) const {
+    bool fuses(const Stage& stage, const Stage& next) const {
         for (const Stage::Work& work : {stage.works[0], next.works[1]})
             for (const Matrix& matrix : p.operations[work.operation].matrices)
                 for (int64_t b = 0; b < pass.num_banks; b++)
@@ -156,9 +156,9 @@ class Runner : RowWorks {
         return is_wide();
     }
 
-    // A linear operation, what activates its outputs, and the rounding of that, 32 columns at a time. With many rows the
+    // Fused: a linear operation, what activates its outputs, and the rounding of that, 32 columns at a time. With many rows the
     // outputs are more than a cache holds: to write and read them cost as much as the products.
-    void activated_linear(const Stage& stage, const Stage& next, const Wide& wide) {
+    void fused_linear(const Stage& stage, const Stage& next, const Wide& wide) {
         const Operation &o = p.operations[stage.works[0].operation], &activation = p.operations[next.works[0].operation];
         const int64_t num_items = p.values[activation.output].width / 32, parts = by_rows() ? t.count() : 1;
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t item, int64_t end) {

@@ -100,7 +100,7 @@ async def test_loads_rest_for_most_of_the_time_while_the_engine_has_work_and_onl
     computed, rested = [0.0], list[float]()
 
     def thread_time() -> float:
-        computed[0] += 2**-10  # the next call of torch took so long, which is more than a slice
+        computed[0] += 2**-9  # the next call of torch took so long, which is more than a slice
         return computed[0]
 
     monkeypatch.setattr(loading_threads.time, "thread_time", thread_time)  # type: ignore[attr-defined]
@@ -108,8 +108,7 @@ async def test_loads_rest_for_most_of_the_time_while_the_engine_has_work_and_onl
     threads = LoadingThreads(lambda: engine_has_work)
     await threads.run(lambda: load_lora(folder, base, AdapterLimits()))
     threads.close()
-    assert bool(rested) == engine_has_work
-    assert all(rest >= 2**-10 * (1 / SHARE - 1) for rest in rested)
+    assert set(rested) == ({2**-9 * (1 / SHARE - 1)} if engine_has_work else set())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all threads of a process have its priority")

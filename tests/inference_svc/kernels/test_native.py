@@ -109,8 +109,8 @@ def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
     dense = weight.dequantize()
     expected = x.bfloat16().double() @ dense.bfloat16().double().T
     size = x.abs().double() @ dense.abs().double().T
-    # Sums are float32. A weight in the middle between two bfloat16 may go to either; that of
-    # a K-quant has a scale that was rounded to a half before, and a minimum that takes most of it away again.
+    # Sums are float32. A weight in the middle between two bfloat16 may go to either; that of a K-quant has a scale that
+    # was rounded to a half before, and a minimum that takes most of it away again.
     error = (product(compiled, weight, x, wide=True).double() - expected).abs() / size
     assert error.max() < 2e-3
     assert error.mean() < (2e-4 if weight_block(quantization) == 256 else 1e-4)

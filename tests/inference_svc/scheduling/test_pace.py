@@ -95,7 +95,7 @@ MACHINES = st.builds(Machine, st.floats(0.5, 50), st.floats(0, 5), st.floats(0.0
 
 @settings(max_examples=100, deadline=None)
 @given(MACHINES, st.integers(1, 31), st.integers(1, 4), st.integers(1, 100))
-def test_no_stream_waits_longer_than_five_steps_while_as_many_or_fewer_long_prompts_arrive(
+def test_no_stream_waits_longer_than_five_steps_while_long_prompts_arrive(
     machine: Machine, num_streams: int, num_prompts: int, first_prompt: int
 ) -> None:
     run = Simulation(machine)
@@ -108,9 +108,7 @@ def test_no_stream_waits_longer_than_five_steps_while_as_many_or_fewer_long_prom
         run.add(f"long {index}", 2000, 2)
     for _ in range(60):
         run.step()
-    # Where prompts outnumber the streams, these wait for more of them at a time.
-    steps = max(5.0, 3.0 * min(1.0 + num_prompts / num_streams, MOST_PATIENCE))
-    assert run.longest_gap(began) <= steps * machine.decoding(num_streams + num_prompts) * (1 + machine.noise)
+    assert run.longest_gap(began) <= 5 * machine.decoding(num_streams + num_prompts) * (1 + machine.noise)
 
 
 @settings(max_examples=50, deadline=None)
@@ -123,8 +121,7 @@ def test_a_short_prompt_has_its_first_token_within_three_steps_beside_fifteen_st
     run.add("teacher", 64, 1)
     while not run.times["teacher"]:
         run.step()
-    # A prompt is short if it never takes longer than a step of decoding.
-    short = min(prompt, max(1, int(machine.decoding(15) / machine.prompt_token / (1 + machine.noise))))
+    short = min(prompt, max(1, int(machine.decoding(15) / machine.prompt_token)))
     began = run.now  # it came when a step had just begun
     run.step()
     run.add("short", short, 2)
@@ -200,10 +197,10 @@ def test_the_pace_follows_what_steps_cost() -> None:
     for _ in range(50):
         pace.note(16, 0, 0.020)
         pace.note(16, 100, 0.020 + 100 * 0.0006)
-    assert pace.max_prompt_tokens(15, 1) == pytest.approx(37, abs=1)
+    assert pace.max_prompt_tokens(15, 1) == pytest.approx(50, abs=1)
     for _ in range(50):  # prompts became dearer
         pace.note(16, 100, 0.020 + 100 * 0.006)
-    assert pace.max_prompt_tokens(15, 1) == pytest.approx(4, abs=1)
+    assert pace.max_prompt_tokens(15, 1) == pytest.approx(5, abs=1)
     for _ in range(50):  # and cheaper than can be measured
         pace.note(16, 100, 0.020)
     assert pace.max_prompt_tokens(15, 1) == 200  # twice what was measured
@@ -227,7 +224,8 @@ def test_where_prompts_outnumber_the_streams_that_decode_a_step_may_take_longer_
         return (steps - 1) * 0.020 / 0.0005
 
     assert pace.max_prompt_tokens(15, 1) == pytest.approx(tokens_in(LONGEST_STEP * 16 / 15), abs=1)
-    assert pace.max_prompt_tokens(8, 8) == pytest.approx(tokens_in(LONGEST_STEP * 2), abs=1)
+    assert pace.max_prompt_tokens(8, 8) == pytest.approx(tokens_in(LONGEST_STEP * MOST_PATIENCE), abs=1)
+    assert pace.max_prompt_tokens(12, 4) == pytest.approx(tokens_in(LONGEST_STEP * 16 / 12), abs=1)
     assert pace.max_prompt_tokens(1, 15) == pytest.approx(tokens_in(LONGEST_STEP * MOST_PATIENCE), abs=1)
 
 
@@ -236,7 +234,7 @@ def test_a_number_of_streams_that_was_not_seen_is_reckoned_from_the_nearest() ->
     pace.note(1, 0, 0.021)
     pace.note(0, 200, 200 * 0.0012)
     assert pace.max_prompt_tokens(1, 1) == pytest.approx(55, abs=1)
-    assert pace.max_prompt_tokens(15, 1) == pytest.approx(34, abs=1)
+    assert pace.max_prompt_tokens(15, 1) == pytest.approx(45, abs=1)
 
 
 def test_one_step_that_was_held_up_is_soon_forgotten() -> None:
@@ -245,13 +243,13 @@ def test_one_step_that_was_held_up_is_soon_forgotten() -> None:
         pace.note(16, 0, 0.020)
         pace.note(16, 100, 0.080)
     pace.note(16, 0, 1.0)
-    assert pace.max_prompt_tokens(15, 1) <= 42
+    assert pace.max_prompt_tokens(15, 1) <= 55
     pace.note(16, 100, 5.0)
-    assert pace.max_prompt_tokens(15, 1) >= 18
+    assert pace.max_prompt_tokens(15, 1) >= 24
     for _ in range(30):
         pace.note(16, 0, 0.020)
         pace.note(16, pace.max_prompt_tokens(15, 1), 0.020 + 0.0006 * pace.max_prompt_tokens(15, 1))
-    assert pace.max_prompt_tokens(15, 1) == pytest.approx(37, abs=3)
+    assert pace.max_prompt_tokens(15, 1) == pytest.approx(50, abs=3)
 
 
 def test_prompts_whose_tokens_become_dearer_as_they_go_on_stay_within_five_steps() -> None:
