@@ -47,6 +47,13 @@ def serve(
     max_running: Annotated[int | None, typer.Option(help="Most requests in one batch. [64]")] = None,
     max_waiting: Annotated[int | None, typer.Option(help="Most requests in the queue. [256]")] = None,
     kv_cache_tokens: Annotated[int | None, typer.Option(help="Room for keys and values, in tokens. [16384]")] = None,
+    speculative_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens per request and step that are looked up in its own text and checked together with the "
+            "next one; no answer changes, those that repeat themselves come sooner. 0: none. [3]"
+        ),
+    ] = None,
     prefix_caching: Annotated[
         bool | None,
         typer.Option(
@@ -100,6 +107,7 @@ def serve(
         "max_running": max_running,
         "max_waiting": max_waiting,
         "kv_cache_tokens": kv_cache_tokens,
+        "speculative_tokens": speculative_tokens,
         "prefix_caching": prefix_caching,
         "context_length": context_length,
         "max_adapters": max_adapters,

@@ -50,6 +50,7 @@ class Config(BaseSettings):
     max_running: int = Field(64, ge=1)
     max_waiting: int = Field(256, ge=1)
     kv_cache_tokens: int = Field(16384, ge=16)
+    speculative_tokens: int = Field(3, ge=0, le=15)
     prefix_caching: bool = True
     context_length: int | None = Field(None, ge=2)
     max_adapters: int = Field(64, ge=1)

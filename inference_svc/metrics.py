@@ -84,7 +84,7 @@ class EngineMetrics(Collector):
 
 
 def _engine_state(engine: Engine) -> Iterator[Metric]:
-    usage = engine.kv_cache_usage
+    usage, counters = engine.kv_cache_usage, engine.scheduler.counters
     yield _gauge("loramux_engine_healthy", "1 while the engine runs, 0 once it has failed.", float(engine.is_healthy))
     yield _gauge("loramux_requests_running", "Requests that hold memory.", usage.running_requests)
     yield _gauge("loramux_requests_waiting", "Requests in the queue.", usage.waiting_requests)
@@ -101,6 +101,8 @@ def _engine_state(engine: Engine) -> Iterator[Metric]:
         ("loramux_prompt_tokens", "Prompt tokens of requests that were admitted.", usage.prompt_tokens),
         ("loramux_cached_prompt_tokens", "Those of them found in the prefix cache.", usage.cached_prompt_tokens),
         ("loramux_kv_cache_evicted_tokens", "Tokens of cached prefixes that had to go.", usage.evicted_tokens),
+        ("loramux_drafted_tokens", "Tokens looked up in a request's own text and checked.", counters.drafted_tokens),
+        ("loramux_accepted_draft_tokens", "Those of them that were right.", counters.accepted_tokens),
         ("loramux_preemptions", "Requests that gave their memory back for an older one.", usage.preemptions),
     ):
         yield CounterMetricFamily(name, help_text, value)

@@ -205,6 +205,7 @@ def _make_engine(config: Config, base: BaseModel, registry: AdapterRegistry, obs
         max_running=config.max_running,
         max_waiting=config.max_waiting,
         kv_cache_tokens=config.kv_cache_tokens,
+        speculative_tokens=config.speculative_tokens,
         prefix_caching=config.prefix_caching,
         context_length=config.context_length,
         granularity=parse_granularity(config.xlora_granularity),

@@ -65,6 +65,11 @@ class Answer:
         """Logits of every prompt row are asked for, and the prompt is still being computed."""
         return self.request.response.prompt_logprobs is not None and self.sequence.num_generated == 0
 
+    @property
+    def wants_scalings(self) -> bool:
+        """Scalings of every position are asked for."""
+        return self.request.response.scalings is not ScalingsDetail.NONE
+
     def add_prompt_logits(self, first_position: int, logits: NDArray[np.float32]) -> None:
         """Take the logits [num_tokens, vocab_size] of prompt rows: row i tells the probability of token i + 1."""
         num_top = self.request.response.prompt_logprobs

@@ -53,6 +53,7 @@ class EngineConfig:
     max_running: int = 64
     max_waiting: int = 256
     kv_cache_tokens: int = 16384
+    speculative_tokens: int = 3  # of each sequence, looked up in it and checked in a step; 0: none
     prefix_caching: bool = True  # what was computed for one request serves others with the same prefix
     context_length: int | None = None  # a cap below the model's own
     slow_reader_seconds: float = 30.0
@@ -95,6 +96,7 @@ class Engine:
             self.pool,
             max_running=config.max_running,
             max_batch_tokens=max(config.max_batch_tokens, config.max_running),
+            speculative_tokens=config.speculative_tokens,
         )
         cache = make_cache(
             base.config,
@@ -277,7 +279,7 @@ class Engine:
         if not scheduled:
             self._announcements.announce_all()
             return
-        num_decoding = sum(item.sequence.is_decoding for item in scheduled)
+        num_decoding_rows = sum(1 + item.num_drafted for item in scheduled if item.sequence.is_decoding)
         num_prompt_tokens = sum(item.num_rows for item in scheduled if not item.sequence.is_decoding)
         if num_prompt_tokens:
             self._announcements.announce_all()
@@ -287,7 +289,7 @@ class Engine:
             self._advance(item, result)
         seconds = time.perf_counter() - began
         self._observer.stepped(len(scheduled), sum(item.num_rows for item in scheduled), seconds)
-        self.scheduler.pace.note(num_decoding, num_prompt_tokens, seconds)
+        self.scheduler.pace.note(num_decoding_rows, num_prompt_tokens, seconds)
         if num_prompt_tokens:
             self._announcements.announce_all()
         else:
@@ -316,29 +318,51 @@ class Engine:
         return RowRequest(item, answer.mixture, answer.wants_prompt_logits, answer.freezer.frozen)
 
     def _advance(self, item: ScheduledSequence, result: RowResult) -> None:
-        answer = self._answers[item.sequence]
-        wants_scalings = answer.request.response.scalings is not ScalingsDetail.NONE
-        if wants_scalings and result.scalings is not None:
-            answer.add_scalings(item.first_position, result.scalings)
-        first_position, is_at_end = item.first_position, item.reaches_end  # advancing changes both
+        answer, first_position = self._answers[item.sequence], item.first_position
+        num_known = item.num_tokens - item.num_drafted
+        if answer.wants_scalings and result.scalings is not None:
+            answer.add_scalings(first_position, result.scalings[:num_known])
         if answer.wants_prompt_logits and result.logits is not None:
-            answer.add_prompt_logits(item.first_position, result.logits)
-        self.scheduler.advance(item)
-        if result.scalings is not None and answer.freezer.freezes(first_position, result.scalings):
+            answer.add_prompt_logits(first_position, result.logits)
+        num_new, is_complete = self._choose(answer, item, result) if item.reaches_end else (0, False)
+        num_wrong = item.num_drafted - max(0, num_new - 1)
+        self.scheduler.advance(item, num_wrong)
+        scalings = None if result.scalings is None else result.scalings[: item.num_tokens - num_wrong]
+        if scalings is not None and answer.freezer.freezes(first_position, scalings):
             self.scheduler.release_scaling_blocks(item.sequence)
-        if not is_at_end:
-            return
+        if is_complete:
+            self._end(answer)
+
+    def _choose(self, answer: Answer, item: ScheduledSequence, result: RowResult) -> tuple[int, bool]:
+        """Choose the next token and, as long as what was drafted is what is chosen, those after it.
+
+        Each is chosen from the logits that it would have been chosen from without a draft, so drafts change no answer.
+        Returns how many tokens the answer has got, and whether it is complete.
+        """
         assert result.logits is not None
-        is_complete = answer.choose_next(result.logits[-1])
+        drafted = item.token_ids(item.positions)[item.num_tokens - item.num_drafted :]
+        rows = result.logits[len(result.logits) - 1 - len(drafted) :]
+        num_new, is_complete = 0, False
+        for logits in rows:
+            is_complete = answer.choose_next(logits)
+            num_new += 1
+            if is_complete or num_new > len(drafted) or item.sequence.token_ids[-1] != drafted[num_new - 1]:
+                break
+            if answer.wants_scalings and result.scalings is not None:  # the next token's row is one of the answer now
+                row = item.num_tokens - len(drafted) + num_new - 1
+                answer.add_scalings(item.first_position + row, result.scalings[row : row + 1])
+        self._note_tokens(answer, num_new)
+        self._announcements.add(answer.stream, can_wait=not is_complete)
+        return num_new, is_complete
+
+    def _note_tokens(self, answer: Answer, count: int) -> None:
         now, before = time.perf_counter(), answer.last_token
         answer.last_token = now
         if before is None:
             self._observer.first_token(now - answer.arrived)
-        else:
-            self._observer.next_token(now - before)
-        self._announcements.add(answer.stream, can_wait=not is_complete)
-        if is_complete:
-            self._end(answer)
+            return
+        for _ in range(count):
+            self._observer.next_token((now - before) / count)
 
     def _end(self, answer: Answer, error: InferenceError | None = None) -> None:
         self.scheduler.remove(answer.sequence)

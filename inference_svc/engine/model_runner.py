@@ -33,7 +33,7 @@ class RowRequest:
 
     scheduled: ScheduledSequence
     mixture: Mixture
-    all_logits: bool  # of every row (prompt log probabilities), not only of the last
+    all_logits: bool  # of every row (prompt log probabilities), not only of those that choose a token
     frozen: Tensor | None = None  # [1, num_layers, num_experts]: scalings of the rows once the sequence is frozen
 
 
@@ -41,7 +41,8 @@ class RowRequest:
 class RowResult:
     """What came out of a step for one sequence."""
 
-    logits: NDArray[np.float32] | None  # [num_tokens or 1, vocab_size]; None if the prompt is not at its end
+    # [num_tokens or 1 + num_drafted, vocab_size]: of all rows, or the last; None if the prompt is not at its end
+    logits: NDArray[np.float32] | None
     scalings: Tensor | None  # float32 [num_tokens, num_layers, num_experts], X-LoRA only; None if it has no tokens
 
 
@@ -160,8 +161,9 @@ class ModelRunner:
         buffers.begin(last.first_row + last.num_rows)
         segments = []
         for piece in pieces:
-            positions, sequence = piece.positions, piece.request.scheduled.sequence
-            buffers.put(piece.first_row, sequence.token_ids, positions, piece.table, sequence.rotary_offset)
+            positions, scheduled = piece.positions, piece.request.scheduled
+            token_ids, rotary_offset = scheduled.token_ids(positions), scheduled.sequence.rotary_offset
+            buffers.put(piece.first_row, token_ids, positions, piece.table, rotary_offset)
             blocks = torch.from_numpy(piece.table.as_array())
             if self.device.type != "cpu":
                 blocks = blocks.to(self.device)
@@ -188,7 +190,7 @@ class ModelRunner:
                 results[id(request)].scalings = scalings.expand(num_rows, -1, -1)
             if not (request.all_logits or request.scheduled.reaches_end):
                 continue
-            count = num_rows if request.all_logits else 1
+            count = num_rows if request.all_logits else 1 + request.scheduled.num_drafted
             if scalings is not None and count < num_rows and request.frozen is not scalings:
                 scalings = scalings[-count:]
             rows_of_piece = range(len(wanted), len(wanted) + count)

@@ -28,15 +28,15 @@ class StepBuffers:
             self._views = None
 
     def put(self, row: int, token_ids: list[int], positions: range, table: BlockTable, rotary_offset: int) -> None:
-        """Write the rows of one sequence, from `row` on: the positions of its tokens, which lie in its blocks."""
+        """Write the rows of one sequence, from `row` on: its tokens at these positions, which lie in its blocks."""
         size, first = self._block_size, positions.start
         if len(positions) == 1:
-            self._token_ids[row] = token_ids[first]
+            self._token_ids[row] = token_ids[0]
             self._positions[row] = first + rotary_offset
             self._slots[row] = table.ids[first // size] * size + first % size
             return
         rows, span = slice(row, row + len(positions)), np.arange(first, positions.stop)
-        self._token_ids[rows] = token_ids[first : positions.stop]
+        self._token_ids[rows] = token_ids
         self._positions[rows] = span + rotary_offset
         self._slots[rows] = table.as_array()[span // size] * size + span % size
 

@@ -9,6 +9,7 @@ from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.scheduling.chunks import next_tokens, share_between_prompts
 from inference_svc.scheduling.pace import StepPace
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
+from inference_svc.scheduling.speculation import Speculation
 
 
 @dataclass(slots=True)
@@ -18,6 +19,8 @@ class SchedulerCounters:
     prompt_tokens: int = 0  # of admitted requests
     cached_prompt_tokens: int = 0  # those of them that were found computed
     preemptions: int = 0
+    drafted_tokens: int = 0  # checked by the model
+    accepted_tokens: int = 0  # those of them that it would have written itself
 
 
 class Scheduler:
@@ -28,12 +31,16 @@ class Scheduler:
     oldest can always grow, because `blocks_needed` of every sequence fits in the pool; so every sequence ends.
     """
 
-    def __init__(self, pool: BlockPool, *, max_running: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self, pool: BlockPool, *, max_running: int, max_batch_tokens: int, speculative_tokens: int = 0
+    ) -> None:
+        """At most `speculative_tokens` of the draft of a sequence are checked in a step; 0: nothing is drafted."""
         self.pool = pool
         self.max_running = max_running
         self.max_batch_tokens = max_batch_tokens
         self.counters = SchedulerCounters()
         self.pace = StepPace()
+        self._speculation = Speculation(self.pace, speculative_tokens)
         self._waiting: deque[Sequence] = deque()  # both in order of arrival; all that wait came after all that run
         self._running: list[Sequence] = []
 
@@ -69,7 +76,7 @@ class Scheduler:
             self._waiting.remove(sequence)
 
     def schedule(self) -> list[ScheduledSequence]:
-        """Choose the next step: one token of every decoding sequence, then chunks of prompts.
+        """Choose the next step: one token of every decoding sequence and drafts of more, then chunks of prompts.
 
         Decoding goes first so that a long prompt never stalls a stream: beside it prompts take what is left of the
         budget, and no more than the pace of steps allows. No pass of the step has more rows than the budget. A scaling
@@ -91,21 +98,56 @@ class Scheduler:
                 break
             scheduled.append(next_tokens(sequence, room))
             budget -= scheduled[-1].num_rows
+        scheduled = self._with_drafts(scheduled, budget)
+        num_drafted = sum(item.num_drafted for item in scheduled)
         if prompts:
-            budget += 1
+            budget += 1 - num_drafted
             if decoding:
-                budget = min(budget, self.pace.max_prompt_tokens(len(decoding), len(prompts)))
+                budget = min(budget, self.pace.max_prompt_tokens(len(decoding), len(prompts), num_drafted))
             scheduled += share_between_prompts(prompts, budget)
         return scheduled
 
-    def advance(self, item: ScheduledSequence) -> None:
-        """Note that scheduled tokens have been computed; what is full by now can be shared."""
+    def _with_drafts(self, decoding: list[ScheduledSequence], budget: int) -> list[ScheduledSequence]:
+        """The sequences that decode, with as many drafted tokens as are worth it and find room."""
+        if not (most := self._speculation.most_tokens):
+            return decoding
+        drafts = {}
+        for index, item in enumerate(decoding):
+            if item.num_tokens and (draft := item.sequence.draft(most)):
+                drafts[index] = draft
+        counts = self._speculation.choose(list(drafts.values()), len(decoding), budget)
+        drafted = list(decoding)
+        for (index, draft), count in zip(drafts.items(), counts, strict=True):
+            if count and self._take_room_for_draft(decoding[index].sequence, count):
+                drafted[index] = decoding[index].with_draft(draft, count)
+        return drafted
+
+    def _take_room_for_draft(self, sequence: Sequence, count: int) -> bool:
+        """Blocks for so many tokens more, unless others may need them soon."""
+        missing = self._missing(sequence, count)
+        if missing and missing > self.pool.num_free - self._reserve():
+            return False
+        self._take_missing(sequence, count)
+        return True
+
+    def advance(self, item: ScheduledSequence, num_wrong: int = 0) -> None:
+        """Note that scheduled tokens have been computed; what is full by now can be shared.
+
+        Of drafted tokens those that came true are in the sequence by now. The last `num_wrong` did not: they count as
+        never computed, and what was written for them is written over.
+        """
         sequence = item.sequence
-        sequence.num_computed += item.num_tokens
+        if item.draft is not None:
+            num_right = item.num_drafted - num_wrong
+            sequence.lookup.note(item.draft, item.num_drafted, num_right)
+            self.counters.drafted_tokens += item.num_drafted
+            self.counters.accepted_tokens += num_right
+        sequence.num_computed += item.num_tokens - num_wrong
         sequence.num_reported = max(sequence.num_reported, sequence.num_computed)
         sequence.blocks.publish(self.pool, sequence.token_ids, min(sequence.num_shareable, sequence.num_computed))
         if sequence.scaling_blocks.ids:
-            sequence.num_scaling_computed += item.num_scaling_tokens
+            seen = sequence.num_scaling_computed + item.num_scaling_tokens
+            sequence.num_scaling_computed = min(seen, sequence.num_computed) if num_wrong else seen
             sequence.scaling_blocks.publish(self.pool, sequence.token_ids, sequence.num_scaling_computed)
             if sequence.is_frozen:
                 self._release_scaling(sequence)
@@ -197,16 +239,18 @@ class Scheduler:
             return True
         return num_tokens <= len(sequence.scaling_blocks.ids) * size
 
-    def _missing(self, sequence: Sequence) -> int:
-        pool, missing = self.pool, sequence.blocks.missing(self.pool, len(sequence.token_ids))
-        if not sequence.is_frozen:
-            missing += sequence.scaling_blocks.missing(pool, sequence.num_scaling_tokens)
+    def _missing(self, sequence: Sequence, num_drafted: int = 0) -> int:
+        """Blocks that its tokens so far, and so many drafted ones, take beyond those it has."""
+        pool = self.pool
+        missing = sequence.blocks.missing(pool, len(sequence.token_ids) + num_drafted)
+        if sequence.needs_scaling_pass and not sequence.is_frozen:
+            missing += sequence.scaling_blocks.missing(pool, sequence.num_scaling_tokens + num_drafted)
         return missing
 
-    def _take_missing(self, sequence: Sequence) -> None:
-        sequence.blocks.grow(self.pool, len(sequence.token_ids))
-        if not sequence.is_frozen:
-            sequence.scaling_blocks.grow(self.pool, sequence.num_scaling_tokens)
+    def _take_missing(self, sequence: Sequence, num_drafted: int = 0) -> None:
+        sequence.blocks.grow(self.pool, len(sequence.token_ids) + num_drafted)
+        if sequence.needs_scaling_pass and not sequence.is_frozen:
+            sequence.scaling_blocks.grow(self.pool, sequence.num_scaling_tokens + num_drafted)
 
     def _release(self, sequence: Sequence) -> None:
         # The scaling pass goes last and so stays longest: its contents serve more requests.

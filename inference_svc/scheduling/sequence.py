@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from inference_svc.kv_cache.block_table import BlockTable
 from inference_svc.scheduling.granularity import (
     EVERY_TOKEN,
+    EveryToken,
     Granularity,
     RecomputedEvery,
     most_scaling_tokens,
     scaling_source,
 )
+from inference_svc.scheduling.prompt_lookup import Draft, PromptLookup
 
 
 def _unshared() -> BlockTable:
@@ -40,6 +42,7 @@ class Sequence:
     # Once there are more tokens than this, all of them have other rotary positions: what was computed is of no use.
     switch_length: int | None = None
     has_switched: bool = False
+    lookup: PromptLookup = field(default_factory=PromptLookup)
 
     @property
     def must_switch(self) -> bool:
@@ -71,6 +74,19 @@ class Sequence:
     def is_decoding(self) -> bool:
         """Only the newest token is missing."""
         return self.num_pending == 1 and self.num_generated > 0
+
+    def draft(self, most: int) -> Draft | None:
+        """At most so many tokens that may come next, of a sequence that decodes; the last token is never among them.
+
+        A token whose scalings may turn out to be the last is not computed together with one that would have them: of
+        X-LoRA sequences only those are drafted whose scalings are frozen, or never will be and come one by one.
+        """
+        if self.needs_scaling_pass and not self.is_frozen and not isinstance(self.granularity, EveryToken):
+            return None
+        most = min(most, self.max_total_tokens - len(self.token_ids) - 1)
+        if self.switch_length is not None and not self.has_switched:
+            most = min(most, self.switch_length - len(self.token_ids))
+        return self.lookup.draft(self.token_ids, most) if most > 0 else None
 
     @property
     def num_scaling_tokens(self) -> int:
@@ -119,6 +135,22 @@ class ScheduledSequence:
     sequence: Sequence
     num_tokens: int  # 0: the scaling pass alone, which has more to catch up than fits in a step
     num_scaling_tokens: int  # rows of the scaling pass: what the tokens need, without what is computed
+    draft: Draft | None = None
+    num_drafted: int = 0  # of the tokens: the last of them are the first of the draft, and may turn out to be wrong
+
+    def with_draft(self, draft: Draft, num_drafted: int) -> ScheduledSequence:
+        """The same and the first tokens of a draft."""
+        num_tokens = self.num_tokens + num_drafted
+        num_scaling_tokens = self.sequence.num_scaling_rows(num_tokens)
+        return ScheduledSequence(self.sequence, num_tokens, num_scaling_tokens, draft, num_drafted)
+
+    def token_ids(self, positions: range) -> list[int]:
+        """The tokens at positions that run in this step, in either pass."""
+        known = self.sequence.token_ids[positions.start : positions.stop]
+        if len(known) == len(positions):
+            return known
+        assert self.draft is not None
+        return known + self.draft.token_ids[: len(positions) - len(known)]
 
     @property
     def num_rows(self) -> int:
@@ -143,5 +175,5 @@ class ScheduledSequence:
 
     @property
     def reaches_end(self) -> bool:
-        """The last of them is the newest token: its logits choose the next."""
-        return self.num_tokens == self.sequence.num_pending
+        """The newest token is among them: its logits choose the next."""
+        return self.num_tokens - self.num_drafted == self.sequence.num_pending

@@ -298,8 +298,8 @@ def test_an_override_is_what_a_mixture_that_is_configured_so_computes(
 
 
 def stepped_engine(base: BaseModel, registry: AdapterRegistry) -> Engine:
-    """An engine without a thread: the test takes the steps."""
-    engine = Engine(base, registry, EngineConfig(prefix_caching=False))
+    """An engine without a thread: the test takes the steps, each of one token."""
+    engine = Engine(base, registry, EngineConfig(prefix_caching=False, speculative_tokens=0))
     engine._check_accepting = lambda: None  # type: ignore[method-assign]
     return engine
 
