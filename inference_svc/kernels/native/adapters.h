@@ -17,6 +17,10 @@ struct Delta {  // what a bank adds to one linear layer; a == null: nothing
     int64_t scaling_row;
     float factor;    // that a and b together were made larger by, to be taken out again
     int32_t halves;  // a and b are halves
+    int32_t is_finite;  // so are all numbers in them
+
+    // In a product's tiles every number is multiplied, also with nothing; and DoRA wants to know the product by itself.
+    bool fits_tiles() const { return halves && is_finite && !base_factor; }
 };
 
 struct BankRows {  // as in the Python side

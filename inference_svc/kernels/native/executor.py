@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from ctypes import Structure, byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import replace
 
@@ -36,6 +36,7 @@ class _Delta(Structure):
         ("scaling_row", c_int64),
         ("factor", c_float),
         ("halves", c_int32),
+        ("is_finite", c_int32),
     )
 
 
@@ -147,14 +148,17 @@ class NativeExecutor:
         """The bank in the order and the types that passes read it in; see `Executor`."""
         dtype = torch.float32 if self.compiled.exact else torch.float16
         room = self.compiled.room(sum(d.a.numel() + d.b.numel() for d in bank.deltas.values()), dtype)
-        deltas = {}
+        deltas: dict[str, LinearDelta] = {}
+        finite: set[str] = set()
         for path, delta in sorted(bank.deltas.items(), key=lambda item: self._linears[item[0]]):
-            a, room, factor_of_a = _placed(delta.a, room)
-            b, room, factor_of_b = _placed(delta.b.t(), room)
+            a, room, factor_of_a, a_is_finite = _placed(delta.a, room)
+            b, room, factor_of_b, b_is_finite = _placed(delta.b.t(), room)
+            if a_is_finite and b_is_finite:
+                finite.add(path)
             base_factor = None if delta.base_factor is None else delta.base_factor.float().contiguous()
             deltas[path] = LinearDelta(a, b.t(), delta.expert_of_rank, base_factor, factor_of_a * factor_of_b)
         prepared = replace(bank, deltas=deltas)
-        self._tables[prepared] = _Table(deltas, bank.scaling_rows, self._linears)
+        self._tables[prepared] = _Table(deltas, bank.scaling_rows, self._linears, finite)
         return prepared
 
     def _table(self, bank: AdapterBank) -> _Table:
@@ -167,7 +171,11 @@ class _Table:
     """A bank's deltas by number of the linear layer, as the compiled code reads them."""
 
     def __init__(
-        self, deltas: Mapping[str, LinearDelta], scaling_rows: Mapping[str, int], linears: Mapping[str, int]
+        self,
+        deltas: Mapping[str, LinearDelta],
+        scaling_rows: Mapping[str, int],
+        linears: Mapping[str, int],
+        finite: Set[str],
     ) -> None:
         self._kept = deltas  # whose memory the entries point into
         self._entries = (_Delta * len(linears))()
@@ -181,6 +189,7 @@ class _Table:
                 scaling_rows.get(path, 0),
                 1.0 / delta.factor,
                 delta.a.dtype == torch.float16,
+                path in finite,
             )
 
     @property
@@ -189,19 +198,21 @@ class _Table:
         return c_void_p(ctypes.addressof(self._entries))
 
 
-def _placed(matrix: Tensor, room: Tensor) -> tuple[Tensor, Tensor, float]:
+def _placed(matrix: Tensor, room: Tensor) -> tuple[Tensor, Tensor, float, bool]:
     """A matrix at the beginning of some room, what is left of the room, and the power of two it was multiplied by.
 
+    Last comes whether all numbers are finite; only halves are looked at.
     Halves keep 11 bits of a number, three more than bfloat16; the largest is brought near 2^8, so that numbers down to
     2^-22 of it keep them all. What passes read of adapters is so halved: most of what many of them in a batch cost.
     """
     wide = matrix.float()
-    factor = 1.0
+    factor, is_finite = 1.0, False
     if room.dtype == torch.float16 and wide.numel():
         lowest, highest = (wide if wide.is_contiguous() else wide.t()).aminmax()  # several times faster so
         largest = max(-float(lowest), float(highest))
-        if 0.0 < largest < float("inf"):
+        is_finite = largest < float("inf")
+        if is_finite and largest > 0.0:
             factor = 2.0 ** (8 - math.frexp(largest)[1])
     placed = room[: matrix.numel()].view(matrix.shape)
     torch.mul(wide, factor, out=placed)
-    return placed, room[matrix.numel() :], factor
+    return placed, room[matrix.numel() :], factor, is_finite

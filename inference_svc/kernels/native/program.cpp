@@ -148,7 +148,7 @@ int32_t lx_wide_product(Library* library, const Packed* packed, const float* x, 
         begin_wide_tiles();
         library->threads.share((packed->tiles + 1) / 2, 1, [&](int64_t first, int64_t end) {
             for (int64_t pair = first; pair < end; pair++)
-                wide_product(*packed, 2 * pair, wide, 0, num_rows, Output{whole.data(), stride, nullptr});
+                wide_product(*packed, 2 * pair, wide, 0, num_rows, MoreSteps(), Output{whole.data(), stride, nullptr});
         });
         end_matrix_tiles();
     });

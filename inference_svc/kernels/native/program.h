@@ -12,6 +12,7 @@
 #include "products.h"
 #include "quantized.h"
 #include "vector.h"
+#include "wide_adapters.h"
 #include "wide_products.h"
 
 namespace loramux {
@@ -118,6 +119,8 @@ struct Program {
     // Working memory of a pass.
     Rounded rounded[2];  // for 4-bit codes, for 8-bit codes
     Wide wide[2];  // of which the second has what was activated in the cache
+    Wide wide_low;  // low-rank products of an operation
+    std::vector<uint8_t> rows_in_blocks;  // [banks][blocks]: a bank has rows there
     std::vector<QueryTile> tiles;
     std::vector<int64_t> tile_of_row;
     Buffer<float> partials, low;

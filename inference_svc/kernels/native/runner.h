@@ -27,8 +27,10 @@ class Runner : RowWorks {
                 std::memcpy(p.at(p.input) + row * value.stride, pass.input + row * value.width, value.width * sizeof(float));
         }
         for (Rounded& rounded : p.rounded) rounded.reserve(pass.num_rows, p.most_steps);
-        for (Wide& wide : p.wide)
-            if (is_wide()) wide.reserve(pass.num_rows, p.most_steps);
+        if (is_wide()) {
+            for (Wide& wide : p.wide) wide.reserve(pass.num_rows, p.most_steps);
+            find_rows_in_blocks();
+        }
         reserve_low_rank();
         for (const Operation& operation : p.operations)
             if (operation.kind == ATTENTION) return plan_tiles(operation.shape);
@@ -66,17 +68,33 @@ class Runner : RowWorks {
     Threads& t;
 
     void reserve_low_rank() {
-        int64_t most = 0;
+        int64_t most = 0, most_steps = 0;
         for (const Operation& operation : p.operations) {
-            int64_t floats = 0;
-            for (const Matrix& matrix : operation.matrices)
+            int64_t floats = 0, steps = 0;
+            for (const Matrix& matrix : operation.matrices) {
+                int64_t half_steps = 0;
                 for (int64_t b = 0; b < pass.num_banks; b++) {
                     const Delta& delta = pass.banks[b].deltas[matrix.index];
-                    if (delta.a) floats += delta.rank * pass.banks[b].num_rows;
+                    if (!delta.a) continue;
+                    floats += delta.rank * pass.banks[b].num_rows;
+                    half_steps += (delta.rank + HALF_STEP - 1) / HALF_STEP;
                 }
+                steps += (half_steps + 1) / 2;
+            }
             most = std::max(most, floats);
+            most_steps = std::max(most_steps, steps);
         }
         if (most) p.low.reserve(most);
+        if (most_steps && is_wide()) p.wide_low.reserve(pass.num_rows, most_steps);
+    }
+
+    int64_t num_blocks() const { return whole_blocks(pass.num_rows) / ROWS; }
+
+    void find_rows_in_blocks() {
+        p.rows_in_blocks.assign(pass.num_banks * num_blocks(), 0);
+        for (int64_t b = 0; b < pass.num_banks; b++)
+            for (int64_t i = 0; i < pass.banks[b].num_rows; i++)
+                p.rows_in_blocks[b * num_blocks() + pass.banks[b].rows[i] / ROWS] = 1;
     }
 
     // Cuts the rows into tiles; all layers have the same heads.
@@ -130,8 +148,10 @@ class Runner : RowWorks {
         const int64_t x_stride = p.values[input].stride;
         // Items, for each part of the rows: tiles of 16 outputs of all matrices; then blocks of ranks of all deltas.
         static thread_local DeltaPlan plan;
+        const bool in_tiles = adds_in_tiles(o);
+        const WideDeltas* deltas = in_tiles ? low_rank_in_tiles(o, wide) : nullptr;
         const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = by_rows() ? t.count() : 1;
-        const int64_t num_blocks = plan_deltas(o, plan), num_items = num_tiles + num_blocks;
+        const int64_t num_blocks = in_tiles ? 0 : plan_deltas(o, plan), num_items = num_tiles + num_blocks;
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t first, int64_t end) {
             for (int64_t item = first; item < end; item++) {
                 const Part part{item / num_items, parts};
@@ -141,19 +161,67 @@ class Runner : RowWorks {
                     continue;
                 }
                 const auto& [matrix, tile] = o.tiles[index];
-                multiply(o.matrices[matrix], tile, x, x_stride, wide, first_row(part), first_row(part.next()));
+                multiply(o, matrix, tile, x, x_stride, wide, deltas, first_row(part), first_row(part.next()));
             }
         });
         if (num_blocks) add_deltas(o, plan, parts);
     }
 
-    // Not where adapters change the outputs first, nor where they read the result, which they do in float32.
+    // Not where adapters change the outputs only later, nor where they read the result in float32.
     bool fuses(const Stage& stage, const Stage& next) const {
-        for (const Stage::Work& work : {stage.works[0], next.works[1]})
-            for (const Matrix& matrix : p.operations[work.operation].matrices)
-                for (int64_t b = 0; b < pass.num_banks; b++)
-                    if (pass.banks[b].deltas[matrix.index].a) return false;
+        return adds_in_tiles(p.operations[stage.works[0].operation]) && adds_in_tiles(p.operations[next.works[1].operation]);
+    }
+
+    // Deltas of this operation, if there are any, are added up with its products, from activations as these read them.
+    bool adds_in_tiles(const Operation& o) const {
+        for (const Matrix& matrix : o.matrices)
+            for (int64_t b = 0; b < pass.num_banks; b++) {
+                const Delta& delta = pass.banks[b].deltas[matrix.index];
+                if (delta.a && !(matrix.packed && delta.fits_tiles())) return false;
+            }
         return is_wide();
+    }
+
+    // Low-rank products of the deltas of an operation; null if it has none. Every thread has the same plan of its own.
+    const WideDeltas* low_rank_in_tiles(const Operation& o, const Wide& wide) {
+        static thread_local WideDeltas deltas;
+        deltas.clear();
+        for (const Matrix& matrix : o.matrices) {
+            for (int64_t b = 0; b < pass.num_banks; b++) {
+                const BankRows& bank = pass.banks[b];
+                const Delta& delta = bank.deltas[matrix.index];
+                if (delta.a) deltas.add(bank, delta, p.rows_in_blocks.data() + b * num_blocks());
+            }
+            deltas.end_matrix();
+        }
+        const int64_t num_halves = static_cast<int64_t>(deltas.halves.size()), parts = by_rows() ? t.count() : 1;
+        if (!num_halves) return nullptr;
+        deltas.find_used(num_blocks());
+        t.share(num_halves * parts, 1, [&](int64_t item, int64_t end) {
+            for (; item < end; item++) {
+                const Part part{item / num_halves, parts};
+                const HalfStep& half = deltas.halves[item % num_halves];
+                wide_low_rank(half, wide, o.matrices[half.matrix].in_features, first_row(part), first_row(part.next()),
+                              deltas.first_step[half.matrix] + half.index / 2, p.wide_low);
+            }
+        });
+        return &deltas;
+    }
+
+    // B of a matrix' deltas for two tiles of outputs, as further steps of the products of a part of the rows.
+    MoreSteps more_steps(const WideDeltas* deltas, const Matrix& matrix, int64_t index, int64_t tile, int64_t row, int64_t end) const {
+        if (!deltas || !deltas->steps(index)) return {};
+        static thread_local Buffer<uint8_t> numbers;
+        const int64_t count = deltas->steps(index);
+        uint8_t* room = numbers.reserve(2 * count * 1024);
+        const uint8_t* is_used = deltas->is_used(index);
+        for (int64_t step = 0; step < count; step++)
+            for (int64_t block = row / ROWS; block < whole_blocks(end) / ROWS; block++) {
+                if (!is_used[block * count + step]) continue;
+                for (int64_t i = 0; i < 2; i++) widen_b(*deltas, index, step, tile + i, matrix.out_features, room + (i * count + step) * 1024);
+                break;
+            }
+        return {count, room, &p.wide_low, deltas->first_step[index], is_used};
     }
 
     // Fused: a linear operation, what activates its outputs, and the rounding of that, 32 columns at a time. With many rows the
@@ -161,6 +229,7 @@ class Runner : RowWorks {
     void fused_linear(const Stage& stage, const Stage& next, const Wide& wide) {
         const Operation &o = p.operations[stage.works[0].operation], &activation = p.operations[next.works[0].operation];
         const int64_t num_items = p.values[activation.output].width / 32, parts = by_rows() ? t.count() : 1;
+        const WideDeltas* deltas = low_rank_in_tiles(o, wide);
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t item, int64_t end) {
             static thread_local Buffer<float> products[2];
             for (; item < end; item++) {
@@ -172,7 +241,8 @@ class Runner : RowWorks {
                     const auto [matrix, column] = p.columns_of(o, activation.inputs[i]);
                     const int64_t tile = column / LANES + 2 * step;
                     float* room = products[i].reserve((whole_blocks(end_row) - first) * 32);
-                    wide_product(*matrix->packed, tile, wide, first, end_row, {room, 32, matrix->bias, first, tile * LANES});
+                    const MoreSteps more = more_steps(deltas, *matrix, matrix - o.matrices.data(), tile, first, end_row);
+                    wide_product(*matrix->packed, tile, wide, first, end_row, more, {room, 32, matrix->bias, first, tile * LANES});
                     inputs[i] = room;
                 }
                 for (int64_t row = first; row < end_row; row++) {
@@ -203,12 +273,14 @@ class Runner : RowWorks {
     // Items in a piece: few enough pieces that taking one costs nothing, enough that nobody waits for long.
     int64_t grain(int64_t num_items) const { return std::max<int64_t>(1, num_items / (8 * t.count())); }
 
-    void multiply(const Matrix& matrix, int64_t tile, const float* x, int64_t x_stride, const Wide& wide, int64_t first_row,
-                  int64_t end_row) {
+    void multiply(const Operation& o, int64_t index, int64_t tile, const float* x, int64_t x_stride, const Wide& wide,
+                  const WideDeltas* deltas, int64_t first_row, int64_t end_row) {
+        const Matrix& matrix = o.matrices[index];
         const Output output{p.at(matrix.out), p.values[matrix.out].stride, matrix.bias};
         if (matrix.packed && is_wide()) {
-            if (tile % 2 == 0) wide_product(*matrix.packed, tile, wide, first_row, end_row, output);
-            return;
+            if (tile % 2) return;
+            const MoreSteps more = more_steps(deltas, matrix, index, tile, first_row, end_row);
+            return wide_product(*matrix.packed, tile, wide, first_row, end_row, more, output);
         }
         if (matrix.packed)
             return rounded_product_tile(*matrix.packed, tile, p.rounded[matrix.packed->bits / 8], first_row, end_row, output);

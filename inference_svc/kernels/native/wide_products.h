@@ -16,6 +16,15 @@ struct alignas(64) WideStep {
 
 typedef Blocks<WideStep> Wide;
 
+// Steps that a product has beyond those of its matrix, for two tiles of outputs.
+struct MoreSteps {
+    int64_t count = 0;
+    const uint8_t* numbers = nullptr;  // [2][count][1024], as tiles read weights
+    const Wide* x = nullptr;           // activations, from this step on
+    int64_t first = 0;
+    const uint8_t* is_used = nullptr;  // [blocks][count]: not all of these activations are nothing
+};
+
 #if defined(LORAMUX_AMX) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #define LORAMUX_WIDE 1
 
@@ -78,7 +87,8 @@ inline void widen_step(const uint8_t* step, float zero, uint8_t* out) {
 // tile's after the other's; UNPACK puts them there on the way: matrix tiles multiply while the other registers unpack the next
 // step. Sums are in the registers 0-3, activations in 4 and 5, weights in 6 and 7.
 template <int BITS, bool HALVES, bool MIN, int BLOCKS, int TILES, bool UNPACK>
-void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint8_t* numbers, const Output& output) {
+void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint8_t* numbers, const MoreSteps& more,
+                const Output& output) {
     const float zero = static_cast<float>(w.zero);
     auto unpack = [&](int64_t step) {
         for (int tile = 0; tile < TILES; tile++) {
@@ -117,6 +127,16 @@ void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint
         if constexpr (BLOCKS == 2) _tile_loadd(5, second[step].numbers, 64);
         multiply();
     }
+    for (int64_t step = 0; step < more.count; step++) {
+        const uint8_t* is_used = more.is_used + row / ROWS * more.count + step;
+        if (!is_used[0] && !(BLOCKS == 2 && is_used[more.count])) continue;
+        const WideStep* block = more.x->block(row / ROWS) + more.first + step;
+        _tile_loadd(6, more.numbers + step * 1024, 64);
+        if constexpr (TILES == 2) _tile_loadd(7, more.numbers + (more.count + step) * 1024, 64);
+        _tile_loadd(4, block->numbers, 64);
+        if constexpr (BLOCKS == 2) _tile_loadd(5, block[more.x->steps].numbers, 64);
+        multiply();
+    }
     const int64_t stride = output.stride * static_cast<int64_t>(sizeof(float));
     _tile_stored(0, y, stride);
     if constexpr (TILES == 2) _tile_stored(1, y + LANES, stride);
@@ -126,34 +146,37 @@ void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint
 }
 
 template <int BITS, bool HALVES, bool MIN, int TILES>
-void wide_rows(const Packed& w, int64_t index, const Wide& x, int64_t row, int64_t end, uint8_t* numbers, const Output& output) {
-    if (end - row <= ROWS) return wide_tiles<BITS, HALVES, MIN, 1, TILES, true>(w, index, x, row, numbers, output);
-    wide_tiles<BITS, HALVES, MIN, 2, TILES, true>(w, index, x, row, numbers, output);
+void wide_rows(const Packed& w, int64_t index, const Wide& x, int64_t row, int64_t end, uint8_t* numbers, const MoreSteps& more,
+               const Output& output) {
+    if (end - row <= ROWS) return wide_tiles<BITS, HALVES, MIN, 1, TILES, true>(w, index, x, row, numbers, more, output);
+    wide_tiles<BITS, HALVES, MIN, 2, TILES, true>(w, index, x, row, numbers, more, output);
     for (row += 2 * ROWS; end - row > ROWS; row += 2 * ROWS)
-        wide_tiles<BITS, HALVES, MIN, 2, TILES, false>(w, index, x, row, numbers, output);
-    if (row < end) wide_tiles<BITS, HALVES, MIN, 1, TILES, false>(w, index, x, row, numbers, output);
+        wide_tiles<BITS, HALVES, MIN, 2, TILES, false>(w, index, x, row, numbers, more, output);
+    if (row < end) wide_tiles<BITS, HALVES, MIN, 1, TILES, false>(w, index, x, row, numbers, more, output);
 }
 
 // Two tiles of 16 outputs, or one at the end, for rows row..end, of which the first is the first of a block. Whole blocks are
 // written: y has rows and columns enough for them.
 template <int BITS, bool HALVES, bool MIN>
-void wide_product_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, int64_t end, const Output& output) {
+void wide_product_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, int64_t end, const MoreSteps& more,
+                        const Output& output) {
     static thread_local Buffer<uint8_t> numbers;
     uint8_t* room = numbers.reserve(2 * w.steps * 1024);
-    if (index + 1 < w.tiles) return wide_rows<BITS, HALVES, MIN, 2>(w, index, x, row, end, room, output);
-    wide_rows<BITS, HALVES, MIN, 1>(w, index, x, row, end, room, output);
+    if (index + 1 < w.tiles) return wide_rows<BITS, HALVES, MIN, 2>(w, index, x, row, end, room, more, output);
+    wide_rows<BITS, HALVES, MIN, 1>(w, index, x, row, end, room, more, output);
 }
 
-inline void wide_product(const Packed& w, int64_t tile, const Wide& x, int64_t first, int64_t end, const Output& output) {
+inline void wide_product(const Packed& w, int64_t tile, const Wide& x, int64_t first, int64_t end, const MoreSteps& more,
+                         const Output& output) {
     by_coding(w, [&](auto bits, auto halves, auto has_min) {
-        wide_product_tiles<decltype(bits)::value, decltype(halves)::value, decltype(has_min)::value>(w, tile, x, first, end, output);
+        wide_product_tiles<decltype(bits)::value, decltype(halves)::value, decltype(has_min)::value>(w, tile, x, first, end, more, output);
     });
 }
 #else
 inline bool has_wide_products() { return false; }
 inline void begin_wide_tiles() {}
 inline void widen_row(const float*, uint16_t*) {}
-inline void wide_product(const Packed&, int64_t, const Wide&, int64_t, int64_t, const Output&) {}
+inline void wide_product(const Packed&, int64_t, const Wide&, int64_t, int64_t, const MoreSteps&, const Output&) {}
 #endif
 
 // Steps first..end of a row.
