@@ -1,9 +1,9 @@
 """Turns a schedule into forward passes: the only place where lists become tensors.
 
-A step is one pass, or two if X-LoRA rows without scalings are in it. The first pass carries every base and LoRA row,
-X-LoRA rows whose scalings are frozen, and the scaling pass of the others in blocks of its own (the plain base model, if
-the scaling pass value is 0), those left out whose blocks are shared and so computed; the hidden states in these blocks
-give the scalings. The second pass carries the rows that waited for them.
+A step is one pass, or two if X-LoRA rows without scalings are in it. The first is the scaling pass of these, in blocks
+of its own (the plain base model, if the scaling pass value is 0), without positions whose blocks are shared and so
+computed; the hidden states in these blocks give the scalings. The other pass carries the rows of all requests. It has
+the many rows, so it is there that kernels for many rows pay; those of a scaling pass give up less accuracy.
 """
 
 from __future__ import annotations
@@ -88,41 +88,25 @@ class ModelRunner:
         self.executor = executor
         self.cache = cache
         self.device = device
-        self._first = _Workspace(cache, executor.dtype, device)
-        self._second = _Workspace(cache, executor.dtype, device)
+        self._scaling_pass = _Workspace(cache, executor.dtype, device)
+        self._real_pass = _Workspace(cache, executor.dtype, device)
 
     @torch.inference_mode()
     def run(self, requests: Sequence[RowRequest]) -> list[RowResult]:
         """Compute the scheduled rows; results in the order of the requests."""
         results = {id(request): RowResult(None, None) for request in requests}
-        frozen = {id(request): _frozen(request) for request in requests if request.scheduled.sequence.is_frozen}
-        if first_pass := self._pieces(requests, frozen):
-            self._run_pass(self._first, first_pass, _adapted_rows(first_pass), results)
-        waiting = [
-            r for r in requests if r.mixture.xlora is not None and id(r) not in frozen and r.scheduled.num_tokens
-        ]
-        if waiting:
-            classified = self._classified(waiting)
-            scalings = {id(request): part for group in classified for request, part in group.parts()}
-            second_pass = self._pieces(waiting, scalings)
-            self._run_pass(self._second, second_pass, _rows_of_groups(second_pass, classified), results)
+        scalings = {id(request): _frozen(request) for request in requests if request.scheduled.sequence.is_frozen}
+        mixtures = [r for r in requests if r.mixture.xlora is not None and id(r) not in scalings]
+        if scaling_pass := _pieces(mixtures, scalings, is_scaling_pass=True):
+            self._run_pass(self._scaling_pass, scaling_pass, _adapted_rows(scaling_pass), results)
+        classified = self._classified([request for request in mixtures if request.scheduled.num_tokens])
+        grouped = {id(request): part for group in classified for request, part in group.parts()}
+        scalings |= grouped
+        if real_pass := _pieces(requests, scalings, is_scaling_pass=False):
+            own = [piece for piece in real_pass if id(piece.request) not in grouped]
+            adapted = _adapted_rows(own) + _rows_of_groups(real_pass, classified)
+            self._run_pass(self._real_pass, real_pass, adapted, results)
         return [results[id(request)] for request in requests]
-
-    def _pieces(self, requests: Sequence[RowRequest], scalings: Mapping[int, Tensor]) -> list[_Piece]:
-        """Rows of a pass: X-LoRA requests take part with their scalings if they have them, else as a scaling pass."""
-        pieces, row = [], 0
-        for request in requests:
-            sequence = request.scheduled.sequence
-            known = scalings.get(id(request))
-            is_scaling_pass = request.mixture.xlora is not None and known is None
-            table = sequence.scaling_blocks if is_scaling_pass else sequence.blocks
-            positions = request.scheduled.positions
-            if is_scaling_pass:
-                positions = request.scheduled.scaling_positions
-            if num_rows := len(positions):
-                pieces.append(_Piece(request, table, row, num_rows, positions, known, is_scaling_pass))
-                row += num_rows
-        return pieces
 
     def _classified(self, requests: Sequence[RowRequest]) -> list[_Classified]:
         """Scalings of the rows of X-LoRA requests, those with one classifier in one product."""
@@ -208,6 +192,23 @@ class ModelRunner:
         on_host = logits.cpu().numpy()
         for piece, rows_of_piece in chosen:
             results[id(piece.request)].logits = on_host[rows_of_piece.start : rows_of_piece.stop]
+
+
+def _pieces(
+    requests: Sequence[RowRequest], scalings: Mapping[int, Tensor], *, is_scaling_pass: bool
+) -> list[_Piece]:
+    """Rows of a pass, one request's after the other's."""
+    pieces, row = [], 0
+    for request in requests:
+        scheduled = request.scheduled
+        sequence = scheduled.sequence
+        positions = scheduled.scaling_positions if is_scaling_pass else scheduled.positions
+        table = sequence.scaling_blocks if is_scaling_pass else sequence.blocks
+        if num_rows := len(positions):
+            known = scalings.get(id(request))
+            pieces.append(_Piece(request, table, row, num_rows, positions, known, is_scaling_pass))
+            row += num_rows
+    return pieces
 
 
 def _adapted_rows(pieces: list[_Piece]) -> list[AdaptedRows]:
