@@ -194,9 +194,7 @@ class ModelRunner:
             results[id(piece.request)].logits = on_host[rows_of_piece.start : rows_of_piece.stop]
 
 
-def _pieces(
-    requests: Sequence[RowRequest], scalings: Mapping[int, Tensor], *, is_scaling_pass: bool
-) -> list[_Piece]:
+def _pieces(requests: Sequence[RowRequest], scalings: Mapping[int, Tensor], *, is_scaling_pass: bool) -> list[_Piece]:
     """Rows of a pass, one request's after the other's."""
     pieces, row = [], 0
     for request in requests:

@@ -51,7 +51,7 @@ MOST_AT_ONCE = 40
 FOLLOWING = ("--follow", "--ordering", "styles", "--ordering", "compass@live", "--metrics-port", "0")
 CROWDED = ("--kv-cache-tokens", "448", "--context-length", "128", "--max-batch-tokens", "64", "--max-running", "24")
 LRU = ("--max-adapters", "16", "--eviction", "lru")
-ALONE = ("--no-prefix-caching", "--max-running", "1", "--context-length", "128")
+ALONE = ("--no-prefix-caching", "--speculative-tokens", "0", "--max-running", "1", "--context-length", "128")
 
 
 @dataclass(frozen=True)

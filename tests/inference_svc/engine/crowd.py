@@ -217,10 +217,12 @@ def rows_of_passes(engine: Engine) -> list[int]:
 
 
 class Solo:
-    """Answers requests one at a time, on an engine that shares nothing between them; each distinct one once."""
+    """Answers requests one at a time and token by token, on an engine that shares nothing between them; each once."""
 
     def __init__(self, base: BaseModel, registry: AdapterRegistry) -> None:
-        self.engine = Engine(base, registry, EngineConfig(prefix_caching=False, context_length=128))
+        self.engine = Engine(
+            base, registry, EngineConfig(prefix_caching=False, context_length=128, speculative_tokens=0)
+        )
         self.engine.start()
         self._known: dict[object, Answered] = {}
 

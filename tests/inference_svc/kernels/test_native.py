@@ -250,6 +250,53 @@ def test_adapters_that_share_rows_change_them_as_in_the_reference_however_many_t
     torch.testing.assert_close(run(native), run(eager), atol=2e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("outputs", [96, 100])
+@pytest.mark.parametrize("num_rows", [17, 70, 200])
+def test_in_passes_of_many_rows_adapters_change_the_rows_they_are_for_and_no_others(
+    num_rows: int, outputs: int
+) -> None:
+    model = OneLinear(matrix(outputs, 256, "Q4_1"), torch.randn(outputs))
+    eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
+    try:
+        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
+    chance = torch.Generator().manual_seed(num_rows)
+    ids = torch.randint(0, 32, (num_rows,), generator=chance)
+
+    def bank(digest: str, *ranks: int) -> AdapterBank:
+        """An adapter of each rank; no rank's A x is much larger than another's, whatever it is counted with."""
+        experts = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks))
+        a = torch.randn(len(experts), 256, generator=chance) / 16
+        b = torch.randn(outputs, len(experts), generator=chance)
+        delta = LinearDelta(a, b, experts)
+        return AdapterBank(digest, tuple(map(str, ranks)), {"layer": delta}, {"layer": 1})
+
+    # Half steps of 16 ranks that are full and not, of one bank in a step and of two; rows in one bank, in several, in none.
+    banks = [bank("a", 6), bank("b", 16, 4, 1), bank("c", 3), bank("d", 40)]
+    rows = [torch.arange(2, num_rows), torch.arange(3, num_rows, 2), torch.arange(2, 9), torch.arange(16, num_rows - 1)]
+    scalings = [
+        torch.randn(len(of), 2, len(bank.experts), generator=chance) for bank, of in zip(banks, rows, strict=True)
+    ]
+    left_out = next(iter(banks[1].deltas.values()))
+    scalings[1][:, :, 1] = 0.0
+
+    def run(executor: EagerExecutor | NativeExecutor, count: int) -> Tensor:
+        prepared = [executor.prepare(bank) for bank in banks[:count]]
+        changes = tuple(AdapterRows(*each) for each in zip(prepared, rows[:count], scalings[:count], strict=True))
+        cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
+        return executor.hidden_states(ForwardBatch(ids, ids, ids, (), changes), cache)
+
+    plain, expected = run(native, 0), run(eager, len(banks)) - run(eager, 0)
+    changed = run(native, len(banks))
+    assert torch.equal(changed[:2], plain[:2])
+    # Activations, adapters and what A x gives keep 8 bits each.
+    assert (changed - plain - expected).abs().max() < 0.01 * expected.abs().max()
+    # What counts nothing is not looked at.
+    left_out.a[16:20] = left_out.b[:, 16:20] = float("nan")
+    assert (run(native, len(banks)) - changed).abs().max() < 0.01 * expected.abs().max()
+
+
 class Gated:
     """A model of an embedding, a gated layer of which both halves are one matrix or two, and a linear layer."""
 

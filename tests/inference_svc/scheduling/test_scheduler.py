@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_svc.kv_cache.block_table import BlockTable
 from inference_svc.kv_cache.blocks import BlockPool
-from inference_svc.scheduling.granularity import EVERY_TOKEN, Granularity, RecomputedEvery
+from inference_svc.scheduling.granularity import (
+    EVERY_TOKEN,
+    FrozenAfter,
+    FrozenWhenSettled,
+    Granularity,
+    RecomputedEvery,
+)
 from inference_svc.scheduling.scheduler import Scheduler
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
+from inference_svc.scheduling.speculation import Speculation
 
 
 def sequence(
@@ -412,3 +420,111 @@ def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
         assert step < 2000
     assert all(len(item.token_ids) == item.max_total_tokens for item in sequences)
     assert subject.pool.num_free == subject.pool.num_blocks
+
+
+def drafting(subject: Scheduler) -> Scheduler:
+    """Every draft is checked: rows cost nothing on this machine."""
+    subject._speculation = Speculation(subject.pace, 3)
+    for num_rows in range(1, 20):
+        subject.pace.note(num_rows, 0, 1.0)
+    return subject
+
+
+def repeating(prompt: int, total: int, *, name: str = "r", xlora: bool = False, switch: int | None = None) -> Sequence:
+    """Its tokens are 0, 1, 0, 1 and so on."""
+    item = sequence(prompt, total, name=name, xlora=xlora, switch=switch)
+    item.token_ids[:] = [index % 2 for index in range(prompt)]
+    return item
+
+
+def first_token(subject: Scheduler, item: Sequence) -> None:
+    """Through the prompt of an only sequence."""
+    subject.add(item)
+    while not item.num_generated:
+        (scheduled,) = subject.schedule()
+        ends = scheduled.reaches_end
+        subject.advance(scheduled)
+        if ends:
+            item.token_ids.append(len(item.token_ids) % 2)
+
+
+def test_tokens_of_a_draft_run_behind_the_newest_token_and_have_blocks() -> None:
+    subject, item = drafting(scheduler()), repeating(6, 20)
+    first_token(subject, item)
+    (scheduled,) = subject.schedule()
+    assert (scheduled.positions, scheduled.num_drafted, scheduled.reaches_end) == (range(6, 10), 3, True)
+    assert scheduled.token_ids(scheduled.positions) == [0, 1, 0, 1]
+    assert len(item.blocks.ids) == 3
+
+
+@pytest.mark.parametrize("num_wrong", [0, 1, 3])
+@pytest.mark.parametrize("xlora", [False, True])
+def test_what_did_not_come_true_counts_as_never_computed(num_wrong: int, xlora: bool) -> None:
+    subject, item = drafting(scheduler()), repeating(6, 20, xlora=xlora)
+    first_token(subject, item)
+    (scheduled,) = subject.schedule()
+    item.token_ids += [*[1, 0, 1][: 3 - num_wrong], 7]
+    subject.advance(scheduled, num_wrong)
+    assert (item.num_computed, item.num_pending) == (10 - num_wrong, 1)
+    assert item.num_scaling_computed == (item.num_computed if xlora else 0)
+    assert (subject.counters.drafted_tokens, subject.counters.accepted_tokens) == (3, 3 - num_wrong)
+    subject.remove(item)
+    assert subject.pool.num_free == subject.pool.num_blocks
+
+
+def test_the_last_token_of_an_answer_is_never_drafted() -> None:
+    subject, item = drafting(scheduler()), repeating(6, 9)  # three new ones, of which one is there
+    first_token(subject, item)
+    (scheduled,) = subject.schedule()
+    assert scheduled.num_drafted == 1
+
+
+def test_drafts_stay_within_the_budget_and_leave_a_row_for_prompts() -> None:
+    subject = drafting(scheduler(blocks=32, max_batch_tokens=6))
+    items = [repeating(4, 20, name=name) for name in "ab"]
+    for item in items:
+        subject.add(item)
+    while any(item.num_generated == 0 for item in items):
+        run_step(subject)
+    subject.add(sequence(8, 12, name="c"))
+    scheduled = subject.schedule()
+    assert sum(item.num_rows for item in scheduled) == 6
+    assert [item.sequence.request_id for item in scheduled] == ["a", "b", "c"]
+    assert scheduled[2].num_tokens == 1
+
+
+def test_a_draft_takes_no_block_that_others_may_need() -> None:
+    subject = drafting(scheduler(blocks=6))
+    items = [repeating(7, 12, name=name) for name in "ab"]
+    for item in items:
+        subject.add(item)
+    run_step(subject)
+    run_step(subject)
+    for item in items:
+        item.token_ids[-1] = 1  # as before
+    assert [item.num_drafted for item in subject.schedule()] == [0, 0]  # the next block of each is all there is
+    assert subject.pool.num_free == 2
+
+
+def test_no_draft_reaches_beyond_where_rotary_positions_change() -> None:
+    subject, item = drafting(scheduler()), repeating(6, 20, switch=8)
+    first_token(subject, item)
+    (scheduled,) = subject.schedule()
+    assert scheduled.num_drafted == 1
+    assert not item.must_switch
+
+
+@pytest.mark.parametrize("granularity", [FrozenAfter(3), RecomputedEvery(2), FrozenWhenSettled(0.1, 2)])
+def test_scalings_that_may_freeze_or_are_skipped_are_not_drafted(granularity: Granularity) -> None:
+    subject = drafting(scheduler())
+    item = sequence(6, 20, xlora=True, granularity=granularity)
+    item.token_ids[:] = [0, 1] * 3
+    first_token(subject, item)
+    (scheduled,) = subject.schedule()
+    assert scheduled.num_drafted == 0
+    if isinstance(granularity, FrozenAfter):
+        subject.advance(scheduled)
+        item.token_ids.append(1)
+        subject.release_scaling_blocks(item)
+        (scheduled,) = subject.schedule()
+        assert scheduled.num_drafted == 3
