@@ -70,7 +70,9 @@ class Probe:
         self._computed: list[tuple[tuple[int, ...], Selection]] = []
         self._limits = AdapterLimits(max_adapters=2048, max_rank=1024, max_bytes=MANY_BYTES)
         self.registry = AdapterRegistry(self.base.shape, self._limits, self.base.executor.prepare)
-        self._engine = Engine(self.base, self.registry, EngineConfig(kv_cache_tokens=KV_CACHE_TOKENS))
+        # A token of each stream a step: drafts would make steps of other widths than a curve says.
+        config = EngineConfig(kv_cache_tokens=KV_CACHE_TOKENS, speculative_tokens=0)
+        self._engine = Engine(self.base, self.registry, config)
         self._engine.start()
 
     def close(self) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import get_args
 
 from rich.console import Console
 
 from benchmarks.inputs.files import Inputs
 from benchmarks.peers.installations import DEFAULT_FOLDER
 from benchmarks.speed import rows_limits, rows_ours, rows_peers
-from benchmarks.speed.bench import Bench
+from benchmarks.speed.bench import Bench, Drafts
 from benchmarks.speed.comparison import Outcome
 from benchmarks.speed.machine import this_machine, watching_others
 from benchmarks.speed.profiles import PROFILES, Profile
@@ -60,7 +61,8 @@ def main() -> None:
     failures: list[str] = []
     profile = _profile(arguments)
     inputs = Inputs(arguments.inputs)
-    with Bench(profile, inputs, arguments.peers_folder.resolve(), arguments.peers, output, arguments.rounds) as bench:
+    peers: Path = arguments.peers_folder.resolve()
+    with Bench(profile, inputs, peers, arguments.peers, output, arguments.rounds, arguments.drafts) as bench:
         for name in arguments.row or ROWS:
             console.print(f"[dim]{name} ...[/]")
             try:
@@ -74,7 +76,8 @@ def main() -> None:
                 console.print("  ".join(cells(line)))
             lines += found
         failures += bench.problems
-    report = Report(machine, profile.name, arguments.rounds, tuple(lines), tuple(failures))
+    name = profile.name if arguments.drafts == "ours" else f"{profile.name}-drafts-{arguments.drafts}"
+    report = Report(machine, name, arguments.rounds, tuple(lines), tuple(failures))
     console.print(rich_table(report), *(f"[red]{failure}[/]" for failure in failures), sep="\n")
     for path in write_files(report, output):
         console.print(f"[dim]{path}[/]")
@@ -91,6 +94,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, help="of every prompt, instead of the profile's")
     parser.add_argument("--new-tokens", type=int, help="of every answer, instead of the profile's")
     parser.add_argument("--streams", type=int, help="of a crowd, instead of the profile's")
+    parser.add_argument(
+        "--drafts",
+        choices=get_args(Drafts),
+        default="ours",
+        help="who looks tokens up in the text: we do, as is our default; nobody; llama.cpp does so too",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="how often each pair is measured")
     parser.add_argument("--inputs", type=Path, default=Path("build/bench-inputs"), help="where inputs are kept")
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="results and logs")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from benchmarks.inputs.files import Inputs
 from benchmarks.inputs.prompts import Prompts
@@ -22,6 +22,9 @@ from inference_svc.tokenization.gguf_tokenizer import tokenizer_from_gguf
 from inference_svc.weights.gguf import GgufFile
 from loramux.client import AdapterKind, Client
 
+# Who looks tokens up in the text to check several at once. By default we do and peers do not.
+Drafts = Literal["ours", "none", "both"]
+DRAFT_TOKENS = 3
 RESIDENT = 512  # adapters of rank RESIDENT_RANK
 RESIDENT_RANK = 8
 
@@ -37,9 +40,17 @@ class Bench:
     """Contenders by what they were started for; closing it ends all of them."""
 
     def __init__(
-        self, profile: Profile, inputs: Inputs, peers: Path, chosen: Sequence[str], output: Path, rounds: int
+        self,
+        profile: Profile,
+        inputs: Inputs,
+        peers: Path,
+        chosen: Sequence[str],
+        output: Path,
+        rounds: int,
+        drafts: Drafts = "ours",
     ) -> None:
         self.profile = profile
+        self.drafts = drafts
         self.inputs = inputs
         self.rounds = rounds
         self.output = output
@@ -105,7 +116,8 @@ class Bench:
     def start_loramux(self, name: str, *flags: str, model: Path | None = None) -> LoramuxServer:
         """A server that the caller closes."""
         roots = ("--adapter-root", str(self.inputs.folder), "--ordering-address", self._orderings().address)
-        return LoramuxServer(model or self.inputs.model, self.output / name, *roots, *flags)
+        drafts = ("--speculative-tokens", "0") if self.drafts == "none" else ()
+        return LoramuxServer(model or self.inputs.model, self.output / name, *roots, *drafts, *flags)
 
     def llama_cpp(self) -> LlamaCppServer | None:
         """With all LoRA adapters loaded; None if the peer is not asked for."""
@@ -120,6 +132,7 @@ class Bench:
                 self.output / "llama.cpp.log",
                 slots=profile.streams,
                 slot_tokens=-(-profile.slot_tokens // 256) * 256,
+                draft_tokens=DRAFT_TOKENS if self.drafts == "both" else 0,
             ),
         )
 
@@ -135,6 +148,7 @@ class Bench:
                 self.output / "large-llama.cpp.log",
                 slots=1,
                 slot_tokens=1024,
+                draft_tokens=DRAFT_TOKENS if self.drafts == "both" else 0,
             ),
         )
 

@@ -25,9 +25,17 @@ class LlamaCppServer:
     """A server process; closing it ends it."""
 
     def __init__(
-        self, binaries: Path, model: Path, adapters: Sequence[Path], log: Path, *, slots: int, slot_tokens: int
+        self,
+        binaries: Path,
+        model: Path,
+        adapters: Sequence[Path],
+        log: Path,
+        *,
+        slots: int,
+        slot_tokens: int,
+        draft_tokens: int = 0,
     ) -> None:
-        """Start the process and wait until it is ready.
+        """Start the process and wait until it is ready; `draft_tokens` it looks up in the text, as we do (0: none).
 
         Raises:
             RuntimeError: it ended, or was not ready in time.
@@ -39,6 +47,9 @@ class LlamaCppServer:
         program += ["--host", "127.0.0.1", "--port", str(port), "-np", str(slots), "-c", str(slots * slot_tokens)]
         if adapters:
             program += ["--lora-init-without-apply", "--lora", ",".join(map(str, adapters))]
+        if draft_tokens:
+            program += ["--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "2"]
+            program += ["--spec-ngram-simple-size-m", str(draft_tokens)]
         environment = os.environ | {"LD_LIBRARY_PATH": str(binaries)}
         began = time.perf_counter()
         with log.open("wb") as file:

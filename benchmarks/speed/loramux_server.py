@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import grpc
 import psutil
 
+from benchmarks.speed.free_port import free_port
 from benchmarks.speed.service_process import ServiceProcess
 from benchmarks.speed.workload import Choice, Run, Stream, Timing, WrongAnswer, checked
 from loramux.client import Client, Model
@@ -72,7 +74,9 @@ class LoramuxServer:
             RuntimeError: it ended, or was not ready in time.
         """
         self.name = "loramux"
-        self._service = ServiceProcess("inference_svc", folder, "--model", str(model), *flags)
+        self._metrics = f"http://127.0.0.1:{(port := free_port())}/metrics"
+        flags = ("--model", str(model), "--metrics-port", str(port), *flags)
+        self._service = ServiceProcess("inference_svc", folder, *flags)
         self.seconds_to_ready = self._service.seconds_to_ready
         self._runner = asyncio.Runner()
         self._channel = self._runner.run(self._connect())
@@ -102,6 +106,12 @@ class LoramuxServer:
     def resident_bytes(self) -> int:
         """Memory of the process."""
         return int(psutil.Process(self._service.pid).memory_info().rss)
+
+    def num_steps(self) -> int:
+        """How many steps the server has run."""
+        with urllib.request.urlopen(self._metrics, timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        return int(float(next(line for line in lines if line.startswith("loramux_step_seconds_count")).split()[1]))
 
     def run(self, streams: Sequence[Stream]) -> Run:
         """Answer all streams at once. Raises WrongAnswer."""
@@ -138,11 +148,6 @@ class LoramuxServer:
         channel = grpc.aio.insecure_channel(self._service.address, options=options)
         await channel.channel_ready()
         return channel
-
-
-def tokens_in(message: bytes) -> int:
-    """How many tokens a message brings."""
-    return len(generation_pb2.GenerateResponse.FromString(message).output.tokens)
 
 
 def request_for(stream: Stream) -> bytes:

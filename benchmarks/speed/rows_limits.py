@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.speed.bench import Bench
 from benchmarks.speed.comparison import Limit, Outcome
-from benchmarks.speed.loramux_server import Answer, LoramuxServer, request_for, tokens_in
+from benchmarks.speed.loramux_server import Answer, LoramuxServer, request_for
 from benchmarks.speed.workload import Stream
 
 SETTLED_TOKENS = 20  # of every stream, before anything is measured
@@ -52,9 +52,7 @@ async def _disturbed(
     try:
         while any(len(answer.arrivals) < SETTLED_TOKENS for answer in answers):
             await asyncio.sleep(0.01)
-        began = time.perf_counter()
-        await asyncio.sleep(1.0)
-        step = statistics.median(_seconds_a_token(answer, began) for answer in answers)
+        step = await _seconds_a_step(server)
         waits = []
         for stream in short:
             latecomer = Answer(stream)
@@ -75,11 +73,12 @@ async def _disturbed(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def _seconds_a_token(answer: Answer, began: float) -> float:
-    """Of what has arrived since: a message may hold the tokens of several steps."""
-    arrivals = [(moment, tokens_in(message)) for moment, message in answer.arrivals if moment >= began]
-    (first, _), (last, _) = arrivals[0], arrivals[-1]
-    return (last - first) / sum(tokens for _, tokens in arrivals[1:])
+async def _seconds_a_step(server: LoramuxServer) -> float:
+    """By the server's count: a step may bring several tokens, and a message those of several steps."""
+    began, steps = time.perf_counter(), await asyncio.to_thread(server.num_steps)
+    await asyncio.sleep(1.5)
+    steps = await asyncio.to_thread(server.num_steps) - steps
+    return (time.perf_counter() - began) / steps
 
 
 def _gaps(answers: Sequence[Answer], began: float, ended: float) -> list[float]:

@@ -272,7 +272,7 @@ def test_in_passes_of_many_rows_adapters_change_the_rows_they_are_for_and_no_oth
         delta = LinearDelta(a, b, experts)
         return AdapterBank(digest, tuple(map(str, ranks)), {"layer": delta}, {"layer": 1})
 
-    # Half steps of 16 ranks that are full and not, of one bank in a step and of two; rows in one bank, in several, in none.
+    # Half steps of 16 ranks, full and not, of one bank in a step and of two; rows in one bank, in several, in none.
     banks = [bank("a", 6), bank("b", 16, 4, 1), bank("c", 3), bank("d", 40)]
     rows = [torch.arange(2, num_rows), torch.arange(3, num_rows, 2), torch.arange(2, 9), torch.arange(16, num_rows - 1)]
     scalings = [
