@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import pytest
 
 from loramux.cli.__main__ import main
 from loramux.client import AsyncClient, ChangeType, Client, Difference, LoramuxError, OrderingDocument, errors
+from tests.ports import kept_port
 
 DEMO = Path(__file__).resolve().parents[2] / "orderings" / "demo"
 
@@ -26,9 +26,7 @@ class Service:
     """An ordering service on one folder and one port, whatever happens to its process."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{kept_port()}"
         self._folder = folder
         self._process = self.start()
 

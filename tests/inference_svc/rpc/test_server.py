@@ -22,6 +22,7 @@ from inference_svc.rpc.ports import Service
 from inference_svc.server import SERVICE_NAMES, InferenceServer, running, serve
 from loramux.inference.v1 import generation_pb2, inference_service_pb2, inference_service_pb2_grpc
 from tests.inference_svc.rpc.fakes import FakeEngine, FakeStream
+from tests.ports import kept_port
 
 if TYPE_CHECKING:  # the name exists for type checkers only
     from loramux.inference.v1.inference_service_pb2_grpc import InferenceServiceAsyncStub
@@ -140,9 +141,7 @@ async def test_a_start_that_fails_gives_the_address_back(config: Config, service
     async def succeed(_: Config) -> Service:
         return service
 
-    probe = InferenceServer("127.0.0.1:0")
-    address = probe.address
-    await probe.stop_now()
+    address = f"127.0.0.1:{kept_port()}"
     fixed = config.model_copy(update={"listen": address})
     with pytest.raises(StartError, match="no model"):
         async with running(fixed, fail):
