@@ -8,8 +8,8 @@ RUN := .venv/bin
 demo: .venv/.serving  ## the main job, on the embedded default, in a few minutes
 	$(RUN)/python -m orderings.demo.run
 
-test: .venv/.development  ## all tests
-	$(RUN)/pytest -q
+test: .venv/.development  ## all tests, in two processes: while one waits for a service, the other computes
+	$(RUN)/pytest -q -n 2 --dist loadfile
 
 STRESS := tests/inference_svc/engine/test_stress.py tests/end_to_end/test_adapter_changes.py
 stress: .venv/.development  ## 10,000 requests while adapters change under them: to the engine, then over gRPC (half an hour)

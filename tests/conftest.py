@@ -9,6 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Read when torch is loaded, here and in the services that tests start: threads that wait for the next operation sleep.
+# By default they spin, and where two processes share the cores, each spins away what the other needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # How long an example takes says more of what else the machine does than of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
