@@ -165,7 +165,13 @@ def test_answers_in_a_crowd_and_through_preemption_are_those_alone(
         for granularity in GRANULARITIES
         for name in MIXTURES
     ]
-    engine = Engine(base, registry, EngineConfig(max_batch_tokens=budget, max_running=12, kv_cache_tokens=40 * 16))
+    config = EngineConfig(
+        max_batch_tokens=budget,
+        max_running=12,
+        kv_cache_tokens=40 * 16,
+        slow_reader_seconds=300,  # one answer is read after the other, on machines of any speed
+    )
+    engine = Engine(base, registry, config)
     under_pressure(engine, every=every)
     rows = rows_of_passes(engine)
     engine.start()
