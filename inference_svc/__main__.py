@@ -51,7 +51,7 @@ def serve(
         int | None,
         typer.Option(
             help="Most tokens per request and step that are looked up in its own text and checked together with the "
-            "next one; no answer changes, those that repeat themselves come sooner. 0: none. [3]"
+            "next one: text that repeats itself comes sooner. 0: none. [3]"
         ),
     ] = None,
     prefix_caching: Annotated[

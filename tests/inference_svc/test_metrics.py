@@ -66,7 +66,10 @@ def test_every_request_token_and_step_is_counted(observed: Engine, metrics: Engi
     # Each row is of one step; X-LoRA rows count in the larger of their two passes.
     rows = 6 * 37 - samples["loramux_cached_prompt_tokens_total", ()] + 6 * 4
     assert samples["loramux_step_rows_sum", ()] >= rows
-    assert samples["loramux_step_sequences_sum", ()] >= 6 * 5
+    accepted = samples["loramux_accepted_draft_tokens_total", ()]
+    assert accepted <= samples["loramux_drafted_tokens_total", ()]
+    # Each token of an answer is of a step of its own, if it was not drafted.
+    assert samples["loramux_step_sequences_sum", ()] >= 6 * 5 - accepted
     assert samples["loramux_step_seconds_count", ()] == samples["loramux_step_rows_count", ()] >= 5
     assert samples["loramux_kv_cache_tokens", ("total",)] == samples["loramux_kv_cache_tokens", ("free",)] == 1024
     assert (samples["loramux_requests_running", ()], samples["loramux_requests_waiting", ()]) == (0, 0)
@@ -100,3 +103,16 @@ def test_adapters_in_memory_and_their_changes_are_counted(
     reader.until_the_end()
     when_idle(observed)
     assert samples_of(metrics)["loramux_adapters", ("retired",)] == 0
+
+
+def test_drafts_are_counted_and_how_many_tokens_of_them_were_right(observed: Engine, metrics: EngineMetrics) -> None:
+    for num_rows in range(1, 8):  # rows cost nothing: every draft is checked
+        observed.scheduler.pace.note(num_rows, 0, 1.0)
+    finished_of(Reader(observed, request(KINDS["base"], SYSTEM_PROMPT, new=60)))
+    when_idle(observed)
+    samples, counters = samples_of(metrics), observed.scheduler.counters
+    assert 0 < counters.accepted_tokens < 60
+    assert samples["loramux_drafted_tokens_total", ()] == counters.drafted_tokens
+    assert samples["loramux_accepted_draft_tokens_total", ()] == counters.accepted_tokens
+    assert samples["loramux_completion_tokens_total", ()] == 60
+    assert samples["loramux_step_sequences_sum", ()] == 60 - counters.accepted_tokens
