@@ -297,6 +297,26 @@ def test_in_passes_of_many_rows_adapters_change_the_rows_they_are_for_and_no_oth
     assert (run(native, len(banks)) - changed).abs().max() < 0.01 * expected.abs().max()
 
 
+def test_an_adapter_that_overflows_leaves_nothing_to_those_of_later_passes() -> None:
+    model = OneLinear(matrix(64, 256, "Q4_1"), torch.randn(64))
+    try:
+        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
+    ids = torch.arange(20)
+
+    def run(rank: int, size: float) -> Tensor:
+        delta = LinearDelta(torch.full((rank, 256), size), torch.ones(64, rank), torch.zeros(rank).long())
+        bank = AdapterBank(f"{rank} {size}", ("a",), {"layer": delta}, {})
+        change = AdapterRows(native.prepare(bank), ids, torch.ones(20, 1, 1))
+        cache = KVCache(1, 2, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
+        return native.hidden_states(ForwardBatch(ids, ids, ids, (), (change,)), cache)
+
+    expected = run(3, 0.01)
+    assert not run(32, 1e38).isfinite().all()
+    assert torch.equal(run(3, 0.01), expected)
+
+
 class Gated:
     """A model of an embedding, a gated layer of which both halves are one matrix or two, and a linear layer."""
 
