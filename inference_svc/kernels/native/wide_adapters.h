@@ -183,9 +183,8 @@ inline void wide_low_rank(const HalfStep& half, const Wide& x, int64_t in_featur
             alignas(64) float weights[LANES] = {};
             for (int64_t rank = 0; rank < half.count; rank++) weights[rank] = scalings[experts[rank]];
             const Vector weight = load(weights), sum = load(sums[0][row]) + load(sums[1][row]);
-            const __mmask16 counts = _mm512_cmp_ps_mask((__m512)weight, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-            const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_setzero_ps(), _mm512_maskz_mov_ps(counts, (__m512)(sum * (weight * delta.factor))));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 32 * row), _mm512_castsi512_si256((__m512i)both));
+            const __m256bh low_rank = _mm512_cvtneps_pbh((__m512)(sum * (weight * delta.factor)));
+            std::memcpy(out + 32 * row, &low_rank, sizeof low_rank);
         }
     }
 }
