@@ -208,22 +208,6 @@ class Runner : RowWorks {
         return &deltas;
     }
 
-    // B of a matrix' deltas for two tiles of outputs, as further steps of the products of a part of the rows.
-    MoreSteps more_steps(const WideDeltas* deltas, const Matrix& matrix, int64_t index, int64_t tile, int64_t row, int64_t end) const {
-        if (!deltas || !deltas->steps(index)) return {};
-        static thread_local Buffer<uint8_t> numbers;
-        const int64_t count = deltas->steps(index);
-        uint8_t* room = numbers.reserve(2 * count * 1024);
-        const uint8_t* is_used = deltas->is_used(index);
-        for (int64_t step = 0; step < count; step++)
-            for (int64_t block = row / ROWS; block < whole_blocks(end) / ROWS; block++) {
-                if (!is_used[block * count + step]) continue;
-                for (int64_t i = 0; i < 2; i++) widen_b(*deltas, index, step, tile + i, matrix.out_features, room + (i * count + step) * 1024);
-                break;
-            }
-        return {count, room, &p.wide_low, deltas->first_step[index], is_used};
-    }
-
     // Fused: a linear operation, what activates its outputs, and the rounding of that, 32 columns at a time. With many rows the
     // outputs are more than a cache holds: to write and read them cost as much as the products.
     void fused_linear(const Stage& stage, const Stage& next, const Wide& wide) {
@@ -241,7 +225,7 @@ class Runner : RowWorks {
                     const auto [matrix, column] = p.columns_of(o, activation.inputs[i]);
                     const int64_t tile = column / LANES + 2 * step;
                     float* room = products[i].reserve((whole_blocks(end_row) - first) * 32);
-                    const MoreSteps more = more_steps(deltas, *matrix, matrix - o.matrices.data(), tile, first, end_row);
+                    const MoreSteps more = more_steps(deltas, matrix - o.matrices.data(), matrix->out_features, tile, first, end_row, p.wide_low);
                     wide_product(*matrix->packed, tile, wide, first, end_row, more, {room, 32, matrix->bias, first, tile * LANES});
                     inputs[i] = room;
                 }
@@ -279,7 +263,7 @@ class Runner : RowWorks {
         const Output output{p.at(matrix.out), p.values[matrix.out].stride, matrix.bias};
         if (matrix.packed && is_wide()) {
             if (tile % 2) return;
-            const MoreSteps more = more_steps(deltas, matrix, index, tile, first_row, end_row);
+            const MoreSteps more = more_steps(deltas, index, matrix.out_features, tile, first_row, end_row, p.wide_low);
             return wide_product(*matrix.packed, tile, wide, first_row, end_row, more, output);
         }
         if (matrix.packed)

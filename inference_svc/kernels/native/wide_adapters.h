@@ -135,6 +135,22 @@ inline void widen_b(const WideDeltas& deltas, int64_t matrix, int64_t step, int6
     });
 }
 
+// The deltas of a matrix, if there are any, for two tiles of its outputs and the rows first..end.
+inline MoreSteps more_steps(const WideDeltas* deltas, int64_t matrix, int64_t out_features, int64_t tile, int64_t first, int64_t end,
+                            const Wide& low) {
+    if (!deltas || !deltas->steps(matrix)) return {};
+    static thread_local Buffer<uint8_t> numbers;
+    const int64_t count = deltas->steps(matrix);
+    uint8_t* room = numbers.reserve(2 * count * 1024);
+    const uint8_t* is_used = deltas->is_used(matrix);
+    for (int64_t step = 0; step < count; step++) {
+        bool used = false;
+        for (int64_t block = first / ROWS; block < whole_blocks(end) / ROWS; block++) used = used || is_used[block * count + step];
+        for (int64_t i = 0; used && i < 2; i++) widen_b(*deltas, matrix, step, tile + i, out_features, room + (i * count + step) * 1024);
+    }
+    return {count, room, &low, deltas->first_step[matrix], is_used};
+}
+
 // What A x of one half step gives for the rows first..end, times its scalings, as activations in blocks of `low`; whole blocks
 // are written, with nothing for rows that the bank does not have. The rows begin with a block.
 inline void wide_low_rank(const HalfStep& half, const Wide& x, int64_t in_features, int64_t first, int64_t end, int64_t step, Wide& low) {
@@ -189,7 +205,7 @@ inline void wide_low_rank(const HalfStep& half, const Wide& x, int64_t in_featur
     }
 }
 #else
-inline void widen_b(const WideDeltas&, int64_t, int64_t, int64_t, int64_t, uint8_t*) {}
+inline MoreSteps more_steps(const WideDeltas*, int64_t, int64_t, int64_t, int64_t, int64_t, const Wide&) { return {}; }
 inline void wide_low_rank(const HalfStep&, const Wide&, int64_t, int64_t, int64_t, int64_t, Wide&) {}
 #endif
 
