@@ -11,10 +11,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LONGEST_MATCH = 4  # tokens; longer ones are as good
-# How often the next token of a draft is right, by the length of the match, until a sequence has shown it.
-EXPECTED_RATES = {1: 0.3, 2: 0.5, 3: 0.65, LONGEST_MATCH: 0.8}
-TRIALS_EXPECTED = 2.0  # as many as that expectation counts for
-KEPT = 0.9  # of what was seen, with every draft that is checked
+# How often the next token of a draft is right, by the length of the match, before any was checked.
+FIRST_RATES = {1: 0.3, 2: 0.5, 3: 0.65, LONGEST_MATCH: 0.8}
+
+
+class HitRates:
+    """How often the next token of a draft is right, by the length of the match: what is expected, and what was seen."""
+
+    def __init__(self, expected: HitRates | None = None) -> None:
+        """Those of a sequence, of which the same is `expected` as of all others at this moment; None: those of all."""
+        self._expected = expected
+        self._trials_expected, self._kept = (20.0, 0.99) if expected is None else (2.0, 0.9)
+        self._right = dict.fromkeys(FIRST_RATES, 0.0)
+        self._trials = dict.fromkeys(FIRST_RATES, 0.0)
+
+    def of(self, match_length: int) -> float:
+        """For a match of so many tokens."""
+        expected = FIRST_RATES[match_length] if self._expected is None else self._expected.of(match_length)
+        right = self._right[match_length] + expected * self._trials_expected
+        return right / (self._trials[match_length] + self._trials_expected)
+
+    def note(self, draft: Draft, num_tried: int, num_right: int) -> None:
+        """Of the first `num_tried` tokens of a draft, the first `num_right` came true."""
+        length, trials = draft.match_length, min(num_right + 1, num_tried)
+        self._right[length] = self._kept * self._right[length] + num_right
+        self._trials[length] = self._kept * self._trials[length] + trials
+        if self._expected is not None:
+            self._expected.note(draft, num_tried, num_right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +50,13 @@ class Draft:
 
 
 class PromptLookup:
-    """Where pairs of tokens and single tokens of one sequence stood last, and how good the drafts were so far."""
+    """Where pairs of tokens and single tokens of one sequence stood last."""
 
     def __init__(self) -> None:
         self._after: dict[int | tuple[int, int], int] = {}  # a token, or a pair -> the position after it
         self._num_indexed = 1  # positions that are in it as what comes after
-        self._right = {length: rate * TRIALS_EXPECTED for length, rate in EXPECTED_RATES.items()}
-        self._trials = dict.fromkeys(EXPECTED_RATES, TRIALS_EXPECTED)
 
-    def draft(self, token_ids: Sequence[int], most: int) -> Draft | None:
+    def draft(self, token_ids: Sequence[int], most: int, rates: HitRates) -> Draft | None:
         """At most so many tokens to follow the sequence, which only ever grows; None if its end is new."""
         after = self._after
         for position in range(self._num_indexed, len(token_ids)):
@@ -56,10 +77,4 @@ class PromptLookup:
         period = len(token_ids) - source
         while len(found) < most:  # the end of the sequence repeats itself already
             found.append(found[len(found) - period])
-        return Draft(found, length, self._right[length] / self._trials[length])
-
-    def note(self, draft: Draft, num_tried: int, num_right: int) -> None:
-        """Of the first `num_tried` tokens of a draft, the first `num_right` came true."""
-        length, trials = draft.match_length, min(num_right + 1, num_tried)
-        self._right[length] = KEPT * self._right[length] + num_right
-        self._trials[length] = KEPT * self._trials[length] + trials
+        return Draft(found, length, rates.of(length))

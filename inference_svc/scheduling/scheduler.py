@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.scheduling.chunks import next_tokens, share_between_prompts
 from inference_svc.scheduling.pace import StepPace
+from inference_svc.scheduling.prompt_lookup import HitRates
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
 from inference_svc.scheduling.speculation import Speculation
 
@@ -41,6 +42,7 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self.pace = StepPace()
         self._speculation = Speculation(self.pace, speculative_tokens)
+        self._hit_rates = HitRates()
         self._waiting: deque[Sequence] = deque()  # both in order of arrival; all that wait came after all that run
         self._running: list[Sequence] = []
 
@@ -65,6 +67,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue; the caller has checked that it can ever fit."""
+        sequence.hit_rates = HitRates(self._hit_rates)
         self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -139,7 +142,7 @@ class Scheduler:
         sequence = item.sequence
         if item.draft is not None:
             num_right = item.num_drafted - num_wrong
-            sequence.lookup.note(item.draft, item.num_drafted, num_right)
+            sequence.hit_rates.note(item.draft, item.num_drafted, num_right)
             self.counters.drafted_tokens += item.num_drafted
             self.counters.accepted_tokens += num_right
         sequence.num_computed += item.num_tokens - num_wrong

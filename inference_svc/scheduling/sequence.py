@@ -13,7 +13,7 @@ from inference_svc.scheduling.granularity import (
     most_scaling_tokens,
     scaling_source,
 )
-from inference_svc.scheduling.prompt_lookup import Draft, PromptLookup
+from inference_svc.scheduling.prompt_lookup import Draft, HitRates, PromptLookup
 
 
 def _unshared() -> BlockTable:
@@ -43,6 +43,7 @@ class Sequence:
     switch_length: int | None = None
     has_switched: bool = False
     lookup: PromptLookup = field(default_factory=PromptLookup)
+    hit_rates: HitRates = field(default_factory=HitRates)  # of drafts
 
     @property
     def must_switch(self) -> bool:
@@ -86,7 +87,7 @@ class Sequence:
         most = min(most, self.max_total_tokens - len(self.token_ids) - 1)
         if self.switch_length is not None and not self.has_switched:
             most = min(most, self.switch_length - len(self.token_ids))
-        return self.lookup.draft(self.token_ids, most) if most > 0 else None
+        return self.lookup.draft(self.token_ids, most, self.hit_rates) if most > 0 else None
 
     @property
     def num_scaling_tokens(self) -> int:
