@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from inference_svc.tokenization.chat_template import ChatTemplate, ChatTurn, NoChatTemplate
-from inference_svc.tokenization.errors import InvalidText, InvalidTokenId, WrongVocabularySize
+from inference_svc.tokenization.errors import InvalidText, InvalidTokenId, UnsupportedTokenizer, WrongVocabularySize
 from inference_svc.tokenization.incremental import IncrementalDetokenizer
 from inference_svc.tokenization.token_text import TokenText
 
@@ -94,11 +94,20 @@ class ModelTokenizer:
 
         Raises:
             InvalidText: the text holds lone surrogates.
+            UnsupportedTokenizer: the tokenizers library breaks over the model's files with this text.
         """
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise InvalidText("The text is not valid Unicode: it holds a lone surrogate.") from error
+        except BaseException as error:
+            if isinstance(error, Exception | KeyboardInterrupt | SystemExit):
+                raise
+            # A panic of the library, which is no Exception: whoever asked would get no answer.
+            raise UnsupportedTokenizer(
+                f"The tokenizers library breaks over the model's tokenizer with this text ({error!s:.200}): ask with "
+                "token ids, or correct the model's tokenizer.json."
+            ) from error
         return [*self._special.before, *ids, *self._special.after] if add_special_tokens else ids
 
     def render_chat(self, turns: Sequence[ChatTurn]) -> str:

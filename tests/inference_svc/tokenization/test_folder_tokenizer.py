@@ -252,6 +252,12 @@ def test_templates_without_a_default_are_told_when_one_is_needed(write: Write) -
         rendered(tokenizer_from_folder(folder))
 
 
+def test_a_text_that_the_library_panics_over_is_an_error_like_others(write: Write, backend: Tokenizer) -> None:
+    files = json.loads(backend.to_str()) | {"normalizer": {"type": "Prepend", "prepend": ""}}
+    with pytest.raises(UnsupportedTokenizer, match=r"breaks over .*index out of bounds.* ask with token ids"):
+        tokenizer_from_folder(write(files), 280).encode("abc he")
+
+
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-2, 300), st.text(max_size=4)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),

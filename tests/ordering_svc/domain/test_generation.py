@@ -170,7 +170,8 @@ def test_any_selection_is_that_of_peft(drawn: tuple[str, dict[str, Any]]) -> Non
         return
     except InvalidRequest:
         ours = None
-    expected = counted_by_peft(architecture, **as_peft_takes_it(fields))
+    # Of Mixtral, PEFT may take nothing but parameters of experts, which orderings do not count: nothing is left then.
+    expected = counted_by_peft(architecture, **as_peft_takes_it(fields)) or None
     assert (ours is None, list(ours or ())) == (expected is None, list(expected or ()))
 
 
