@@ -101,7 +101,7 @@ class Scheduler:
                 break
             scheduled.append(next_tokens(sequence, room))
             budget -= scheduled[-1].num_rows
-        scheduled = self._with_drafts(scheduled, budget)
+        scheduled = self._with_drafts(scheduled, budget, has_prompts=bool(prompts))
         num_drafted = sum(item.num_drafted for item in scheduled)
         if prompts:
             budget += 1 - num_drafted
@@ -110,7 +110,9 @@ class Scheduler:
             scheduled += share_between_prompts(prompts, budget)
         return scheduled
 
-    def _with_drafts(self, decoding: list[ScheduledSequence], budget: int) -> list[ScheduledSequence]:
+    def _with_drafts(
+        self, decoding: list[ScheduledSequence], budget: int, *, has_prompts: bool
+    ) -> list[ScheduledSequence]:
         """The sequences that decode, with as many drafted tokens as are worth it and find room."""
         if not (most := self._speculation.most_tokens):
             return decoding
@@ -118,7 +120,7 @@ class Scheduler:
         for index, item in enumerate(decoding):
             if item.num_tokens and (draft := item.sequence.draft(most)):
                 drafts[index] = draft
-        counts = self._speculation.choose(list(drafts.values()), len(decoding), budget)
+        counts = self._speculation.choose(list(drafts.values()), len(decoding), budget, has_prompts=has_prompts)
         drafted = list(decoding)
         for (index, draft), count in zip(drafts.items(), counts, strict=True):
             if count and self._take_room_for_draft(decoding[index].sequence, count):

@@ -24,17 +24,21 @@ class Speculation:
         self._pace = pace
         self._num_choices = 0
 
-    def choose(self, drafts: Seq[Draft], num_decoding: int, room: int) -> list[int]:
-        """How many tokens of each draft to check, at most `room` rows together, beside a row of each that decodes."""
-        self._num_choices += 1
-        turn, is_trial = divmod(self._num_choices, STEPS_BETWEEN_TRIALS)
-        most = turn % self.most_tokens + 1 if is_trial == 0 else self.most_tokens
+    def choose(self, drafts: Seq[Draft], num_decoding: int, room: int, *, has_prompts: bool = False) -> list[int]:
+        """How many tokens of each draft to check, at most `room` rows together, beside a row of each that decodes.
+
+        Beside prompts nothing is tried: what rows cost is not measured there, and the step is long as it is.
+        """
+        self._num_choices += not has_prompts
+        turn, since_trial = divmod(self._num_choices, STEPS_BETWEEN_TRIALS)
+        is_trial = since_trial == 0 and not has_prompts
+        most = turn % self.most_tokens + 1 if is_trial else self.most_tokens
         gains = sorted(
             (-(draft.rate ** (place + 1)), place, number)
             for number, draft in enumerate(drafts)
             for place in range(min(most, len(draft.token_ids)))
         )[: max(0, room)]
-        count = len(gains) if is_trial == 0 else self._best_count([-gain for gain, _, _ in gains], num_decoding)
+        count = len(gains) if is_trial else self._best_count([-gain for gain, _, _ in gains], num_decoding)
         chosen = [0] * len(drafts)
         for _, _, number in gains[:count]:
             chosen[number] += 1

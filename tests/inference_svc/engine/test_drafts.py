@@ -20,7 +20,7 @@ class CheckEverything:
 
     most_tokens = 5
 
-    def choose(self, drafts: Sequence[Draft], num_decoding: int, room: int) -> list[int]:
+    def choose(self, drafts: Sequence[Draft], num_decoding: int, room: int, *, has_prompts: bool) -> list[int]:
         counts = []
         for draft in drafts:
             counts.append(min(len(draft.token_ids), max(0, room)))

@@ -80,3 +80,9 @@ def test_no_other_number_of_tokens_is_expected_to_bring_more_a_second(rates: lis
 def test_most_tokens_of_a_draft_is_a_limit() -> None:
     subject = speculation(lambda _: 1.0, most=2)
     assert {tuple(subject.choose(drafts(0.9), 1, 100)) for _ in range(5)} == {(2,)}
+
+
+def test_nothing_is_tried_beside_prompts() -> None:
+    subject = speculation(lambda rows: float(rows**2))
+    chosen = [subject.choose(drafts(0.5), 1, 100, has_prompts=True) for _ in range(4 * STEPS_BETWEEN_TRIALS)]
+    assert chosen == [[0]] * len(chosen)
