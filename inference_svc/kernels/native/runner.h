@@ -139,7 +139,7 @@ class Runner : RowWorks {
 
     static constexpr int64_t EVERY = int64_t{1} << 40;  // column
 
-    // With many rows a thread takes a part of the rows through all operations; with few, a part of the columns.
+    // With many rows a thread takes a part of them through what is done row by row; with few, a part of the columns.
     bool by_rows() const { return pass.num_rows >= 2 * ROWS * t.count(); }
 
     void linear(const Operation& o, const Wide& wide) {
@@ -150,7 +150,7 @@ class Runner : RowWorks {
         static thread_local DeltaPlan plan;
         const bool in_tiles = adds_in_tiles(o);
         const WideDeltas* deltas = in_tiles ? low_rank_in_tiles(o, wide) : nullptr;
-        const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = by_rows() ? t.count() : 1;
+        const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = num_parts();
         const int64_t num_blocks = in_tiles ? 0 : plan_deltas(o, plan), num_items = num_tiles + num_blocks;
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t first, int64_t end) {
             for (int64_t item = first; item < end; item++) {
@@ -194,7 +194,7 @@ class Runner : RowWorks {
             }
             deltas.end_matrix();
         }
-        const int64_t num_halves = static_cast<int64_t>(deltas.halves.size()), parts = by_rows() ? t.count() : 1;
+        const int64_t num_halves = static_cast<int64_t>(deltas.halves.size()), parts = num_parts();
         if (!num_halves) return nullptr;
         deltas.find_used(num_blocks());
         t.share(num_halves * parts, 1, [&](int64_t item, int64_t end) {
@@ -212,7 +212,7 @@ class Runner : RowWorks {
     // outputs are more than a cache holds: to write and read them cost as much as the products.
     void fused_linear(const Stage& stage, const Stage& next, const Wide& wide) {
         const Operation &o = p.operations[stage.works[0].operation], &activation = p.operations[next.works[0].operation];
-        const int64_t num_items = p.values[activation.output].width / 32, parts = by_rows() ? t.count() : 1;
+        const int64_t num_items = p.values[activation.output].width / 32, parts = num_parts();
         const WideDeltas* deltas = low_rank_in_tiles(o, wide);
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t item, int64_t end) {
             static thread_local Buffer<float> products[2];
@@ -243,6 +243,12 @@ class Runner : RowWorks {
         int64_t index, count;
         Part next() const { return {index + 1, count}; }
     };
+
+    // Products take as many rows together as leave room in a core's cache: what a matrix is unpacked to serves all of them.
+    int64_t num_parts() const {
+        constexpr int64_t most_rows = 256;
+        return std::max<int64_t>(1, (pass.num_rows + most_rows - 1) / most_rows);
+    }
 
     // The first row of a part of the rows: it begins with a block.
     int64_t first_row(Part part) const {
