@@ -24,9 +24,9 @@ def share_between_prompts(prompts: Seq[Sequence], budget: int) -> list[Scheduled
     if not prompts or budget < 1:
         return []
     first, *others = prompts
-    left = budget - min(_wanted_rows(first), (budget + 1) // 2)
+    left = budget - min(wanted_rows(first), (budget + 1) // 2)
     chunks = []
-    for sequence in sorted(others, key=_wanted_rows):
+    for sequence in sorted(others, key=wanted_rows):
         if left == 0:
             break
         chunks.append(next_tokens(sequence, left))
@@ -42,6 +42,7 @@ def _most_tokens(sequence: Sequence) -> int:
     return sequence.num_pending
 
 
-def _wanted_rows(sequence: Sequence) -> int:
+def wanted_rows(sequence: Sequence) -> int:
+    """Rows of what is left of a prompt, in the pass that needs more of them."""
     num_tokens = _most_tokens(sequence)
     return max(num_tokens, sequence.num_scaling_rows(num_tokens))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-# A step with prompt tokens takes at most about so many times as long as one without, and longer in proportion to how
-# many prompts there are for each sequence that decodes, up to a limit: the few wait for the many, and soon all decode
-# together. No stream waits for more than five steps of decoding alone, even if a step takes somewhat longer than was
-# estimated.
-LONGEST_STEP = 2.35
-MOST_PATIENCE = 1.7
+import math
+
+# A step with prompt tokens takes at most about so many times as long as one without; a little longer if it ends the
+# prompts, for steps vary, and of many a stream notices the longest. It takes longer in proportion to how many prompts
+# there are for each sequence that decodes, up to a limit: the few wait for the many, and soon all decode together. No
+# stream waits for more than five steps of decoding alone, even if a step takes somewhat longer than was estimated.
+LONGEST_STEP = 2.0
+LONGEST_LAST_STEP = 2.35
+MOST_PATIENT_STEP = 4.0
 # Nobody notices a pause of so many seconds, and small chunks of prompts cost more than they are worth: where few
 # streams decode, a step may take as long.
 UNNOTICED_SECONDS = 0.04
@@ -49,8 +52,12 @@ class StepPace:
         self._recent_token_seconds = (self._recent_token_seconds + newest) / 2
         self._most_prompt_tokens = max(self._most_prompt_tokens, num_prompt_tokens)
 
-    def max_prompt_tokens(self, num_decoding: int, num_prompts: int, num_drafted: int = 0) -> int:
+    def max_prompt_tokens(
+        self, num_decoding: int, num_prompts: int, num_drafted: int = 0, *, num_left: float = math.inf
+    ) -> int:
         """Prompt tokens that may join a step in which others decode, and have drafted tokens checked; at least one.
+
+        num_left: tokens that the prompts have yet to compute, all together.
 
         What a step may take is measured by the step in which all that run will decode: where most sequences still
         compute their prompts, it is in everybody's interest that they do not decode one by one. Twice the most that was
@@ -59,9 +66,15 @@ class StepPace:
         decoding = self.decoding_seconds(num_decoding + num_prompts + num_drafted)
         if decoding is None or not self._tokens_squared:
             return UNMEASURED_PROMPT_TOKENS
-        patience = min(1.0 + num_prompts / num_decoding, MOST_PATIENCE)
-        spare = max((LONGEST_STEP * patience - 1.0) * decoding, UNNOTICED_SECONDS - decoding)
-        return max(1, min(int(spare / self._dearest_token_seconds()), 2 * self._most_prompt_tokens))
+        patience = 1.0 + num_prompts / num_decoding
+
+        def tokens_in(longest: float) -> int:
+            spare = (min(longest * patience, MOST_PATIENT_STEP) - 1.0) * decoding
+            tokens = int(max(spare, UNNOTICED_SECONDS - decoding) / self._dearest_token_seconds())
+            return max(1, min(tokens, 2 * self._most_prompt_tokens))
+
+        last = tokens_in(LONGEST_LAST_STEP)
+        return last if num_left <= last else tokens_in(LONGEST_STEP)
 
     def _prompt_token_seconds(self) -> float:
         return self._tokens_times_seconds / self._tokens_squared

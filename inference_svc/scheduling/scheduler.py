@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from inference_svc.kv_cache.blocks import BlockPool
-from inference_svc.scheduling.chunks import next_tokens, share_between_prompts
+from inference_svc.scheduling.chunks import next_tokens, share_between_prompts, wanted_rows
 from inference_svc.scheduling.pace import StepPace
 from inference_svc.scheduling.prompt_lookup import HitRates
 from inference_svc.scheduling.sequence import ScheduledSequence, Sequence
@@ -106,7 +106,11 @@ class Scheduler:
         if prompts:
             budget += 1 - num_drafted
             if decoding:
-                budget = min(budget, self.pace.max_prompt_tokens(len(decoding), len(prompts), num_drafted))
+                num_left = sum(map(wanted_rows, prompts))
+                budget = min(
+                    budget,
+                    self.pace.max_prompt_tokens(len(decoding), len(prompts), num_drafted, num_left=num_left),
+                )
             scheduled += share_between_prompts(prompts, budget)
         return scheduled
 

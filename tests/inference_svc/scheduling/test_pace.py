@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from inference_svc.kv_cache.blocks import BlockPool
 from inference_svc.scheduling.chunks import share_between_prompts
-from inference_svc.scheduling.pace import LONGEST_STEP, MOST_PATIENCE, UNNOTICED_SECONDS, StepPace
+from inference_svc.scheduling.pace import (
+    LONGEST_LAST_STEP,
+    LONGEST_STEP,
+    MOST_PATIENT_STEP,
+    UNNOTICED_SECONDS,
+    StepPace,
+)
 from inference_svc.scheduling.scheduler import Scheduler
 from inference_svc.scheduling.sequence import Sequence
 
@@ -197,10 +203,10 @@ def test_the_pace_follows_what_steps_cost() -> None:
     for _ in range(50):
         pace.note(16, 0, 0.020)
         pace.note(16, 100, 0.020 + 100 * 0.0006)
-    assert pace.max_prompt_tokens(15, 1) == pytest.approx(50, abs=1)
+    assert pace.max_prompt_tokens(15, 1) == pytest.approx(37, abs=1)
     for _ in range(50):  # prompts became dearer
         pace.note(16, 100, 0.020 + 100 * 0.006)
-    assert pace.max_prompt_tokens(15, 1) == pytest.approx(5, abs=1)
+    assert pace.max_prompt_tokens(15, 1) == pytest.approx(4, abs=1)
     for _ in range(50):  # and cheaper than can be measured
         pace.note(16, 100, 0.020)
     assert pace.max_prompt_tokens(15, 1) == 200  # twice what was measured
@@ -224,9 +230,19 @@ def test_where_prompts_outnumber_the_streams_that_decode_a_step_may_take_longer_
         return (steps - 1) * 0.020 / 0.0005
 
     assert pace.max_prompt_tokens(15, 1) == pytest.approx(tokens_in(LONGEST_STEP * 16 / 15), abs=1)
-    assert pace.max_prompt_tokens(8, 8) == pytest.approx(tokens_in(LONGEST_STEP * MOST_PATIENCE), abs=1)
+    assert pace.max_prompt_tokens(8, 8) == pytest.approx(tokens_in(MOST_PATIENT_STEP), abs=1)
     assert pace.max_prompt_tokens(12, 4) == pytest.approx(tokens_in(LONGEST_STEP * 16 / 12), abs=1)
-    assert pace.max_prompt_tokens(1, 15) == pytest.approx(tokens_in(LONGEST_STEP * MOST_PATIENCE), abs=1)
+    assert pace.max_prompt_tokens(1, 15) == pytest.approx(tokens_in(MOST_PATIENT_STEP), abs=1)
+
+
+def test_a_step_that_ends_the_prompts_may_take_a_little_longer() -> None:
+    pace = StepPace()
+    for _ in range(50):
+        pace.note(16, 0, 0.020)
+        pace.note(16, 100, 0.020 + 100 * 0.0005)
+    most, last = ((steps * 16 / 15 - 1) * 0.020 / 0.0005 for steps in (LONGEST_STEP, LONGEST_LAST_STEP))
+    assert pace.max_prompt_tokens(15, 1, num_left=int(last) - 1) == pytest.approx(last, abs=1)
+    assert pace.max_prompt_tokens(15, 1, num_left=int(last) + 2) == pytest.approx(most, abs=1)
 
 
 def test_a_number_of_streams_that_was_not_seen_is_reckoned_from_the_nearest() -> None:
@@ -234,7 +250,7 @@ def test_a_number_of_streams_that_was_not_seen_is_reckoned_from_the_nearest() ->
     pace.note(1, 0, 0.021)
     pace.note(0, 200, 200 * 0.0012)
     assert pace.max_prompt_tokens(1, 1) == pytest.approx(55, abs=1)
-    assert pace.max_prompt_tokens(15, 1) == pytest.approx(45, abs=1)
+    assert pace.max_prompt_tokens(15, 1) == pytest.approx(34, abs=1)
 
 
 def test_one_step_that_was_held_up_is_soon_forgotten() -> None:
@@ -243,13 +259,13 @@ def test_one_step_that_was_held_up_is_soon_forgotten() -> None:
         pace.note(16, 0, 0.020)
         pace.note(16, 100, 0.080)
     pace.note(16, 0, 1.0)
-    assert pace.max_prompt_tokens(15, 1) <= 55
+    assert pace.max_prompt_tokens(15, 1) <= 42
     pace.note(16, 100, 5.0)
-    assert pace.max_prompt_tokens(15, 1) >= 24
+    assert pace.max_prompt_tokens(15, 1) >= 18
     for _ in range(30):
         pace.note(16, 0, 0.020)
         pace.note(16, pace.max_prompt_tokens(15, 1), 0.020 + 0.0006 * pace.max_prompt_tokens(15, 1))
-    assert pace.max_prompt_tokens(15, 1) == pytest.approx(50, abs=3)
+    assert pace.max_prompt_tokens(15, 1) == pytest.approx(37, abs=3)
 
 
 def test_prompts_whose_tokens_become_dearer_as_they_go_on_stay_within_five_steps() -> None:
