@@ -103,7 +103,7 @@ class Runner : RowWorks {
         p.tile_of_row.resize(pass.num_rows);
         p.num_attention_items = 0;
         int64_t num_partials = 0;
-        const int64_t most = rows_per_tile(shape);
+        const int64_t most = attends_wide(shape) ? wide_rows_per_tile(shape) : rows_per_tile(shape);
         for (int64_t s = 0; s < pass.num_segments; s++) {
             const Segment& segment = pass.segments[s];
             for (int64_t first = 0; first < segment.num_rows; first += most) {
@@ -117,6 +117,8 @@ class Runner : RowWorks {
         }
         p.partials.reserve(num_partials * (shape.head_dim + 2));
     }
+
+    bool attends_wide(const AttentionShape& shape) const { return is_wide() && pass.half_cache && has_wide_attention(shape); }
 
     void run_stage(const Stage& stage, const Wide& wide) {
         if (stage.works.empty()) return;
@@ -365,7 +367,7 @@ class Runner : RowWorks {
         const int64_t q_stride = p.values[o.inputs[0]].stride;
         auto wide = [&](const float* const* queries, const int64_t* positions, int64_t num_queries, auto... rest) {
             if constexpr (std::is_same_v<T, half_t>)
-                if (is_wide() && num_queries >= QUERIES_FOR_WIDE && has_wide_attention(shape)) {
+                if (num_queries >= QUERIES_FOR_WIDE && attends_wide(shape)) {
                     attend_wide(shape, queries, positions, num_queries, rest...);
                     return true;
                 }

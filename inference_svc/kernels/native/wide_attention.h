@@ -9,6 +9,9 @@ namespace loramux {
 
 constexpr int64_t QUERIES_FOR_WIDE = 8;  // fewer are not worth rewriting keys and values for
 
+// What keys and values are rewritten for should be many: a tile has twice the queries of other attention.
+inline int64_t wide_rows_per_tile(const AttentionShape& shape) { return std::max<int64_t>(1, 2 * MOST_QUERIES / shape.group()); }
+
 #if defined(LORAMUX_WIDE)
 constexpr int64_t PAIR = 2 * BLOCK;  // positions that a tile of weights or values has
 
@@ -52,105 +55,133 @@ inline void pair_values(const half_t* const* blocks, int64_t dim, int64_t first_
     }
 }
 
-// Scores of 16 queries with one block of keys: [16][16].
-inline void score_tile(const QueryStep* queries, const uint8_t* keys, int64_t dim, float* scores) {
+// Scores of HALVES times 16 queries with one block of keys: [HALVES][16][16], `stride` floats from one half to the next.
+template <int HALVES>
+void score_tiles(const QueryStep* const* queries, const uint8_t* keys, int64_t dim, float* scores, int64_t stride) {
     fence();
     _tile_zero(0);
+    if constexpr (HALVES == 2) _tile_zero(1);
     for (int64_t step = 0; step < dim / 32; step++) {
-        _tile_loadd(4, queries[step].high, 64);
-        _tile_loadd(5, queries[step].low, 64);
         _tile_loadd(6, keys + step * 1024, 64);
         _tile_loadd(7, keys + dim * 32 + step * 1024, 64);
+        _tile_loadd(4, queries[0][step].high, 64);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(0, 5, 6);
+        if constexpr (HALVES == 2) _tile_loadd(5, queries[1][step].high, 64);
+        if constexpr (HALVES == 2) _tile_dpbf16ps(1, 5, 6);
         _tile_dpbf16ps(0, 4, 7);
+        if constexpr (HALVES == 2) _tile_dpbf16ps(1, 5, 7);
+        _tile_loadd(4, queries[0][step].low, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (HALVES == 2) _tile_loadd(5, queries[1][step].low, 64);
+        if constexpr (HALVES == 2) _tile_dpbf16ps(1, 5, 6);
     }
     _tile_stored(0, scores, 64);
+    if constexpr (HALVES == 2) _tile_stored(1, scores + stride, 64);
     fence();
 }
 
-// Mixes of values, of four times 16 dimensions from `first_d` on (or of what there is), for 16 queries.
-inline void mix_wide(const uint16_t (*weights)[16][32], int64_t num_pairs, const half_t* const* values, int64_t dim,
-                     int64_t first_d, int64_t count, uint8_t* numbers, int64_t num_queries, float* const* out) {
-    const int64_t num_tiles = std::min<int64_t>(4, (dim - first_d) / LANES);
+constexpr int64_t MOST_BLOCKS = CHUNK / BLOCK, MOST_PAIRS = CHUNK / PAIR;
+
+// Weights of positions, for 16 queries: [pairs of blocks][query][position].
+typedef uint16_t PairWeights[MOST_PAIRS][16][32];
+
+// Mixes of values for HALVES times 16 queries, of two times 16 dimensions from `first_d` on: [HALVES][2][16][16].
+template <int HALVES>
+void mix_tiles(const PairWeights* weights, int64_t num_pairs, const half_t* const* values, int64_t dim, int64_t first_d, int64_t count,
+               uint8_t* numbers, float (*mixed)[2][16 * 16]) {
     auto pair = [&](int64_t index) {
-        for (int64_t tile = 0; tile < num_tiles; tile++)
-            pair_values(values + 2 * index, dim, first_d + tile * LANES, count - index * PAIR, numbers + (index % 2 * 4 + tile) * 1024);
+        for (int64_t tile = 0; tile < 2; tile++)
+            pair_values(values + 2 * index, dim, first_d + tile * LANES, count - index * PAIR, numbers + (index % 2 * 2 + tile) * 1024);
     };
     pair(0);
     fence();
     _tile_zero(0);
     _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    if constexpr (HALVES == 2) _tile_zero(2);
+    if constexpr (HALVES == 2) _tile_zero(3);
     for (int64_t index = 0; index < num_pairs; index++) {
         if (index + 1 < num_pairs) pair(index + 1);
         fence();
-        const uint8_t* in = numbers + index % 2 * 4 * 1024;
-        _tile_loadd(4, weights[index], 64);
-        _tile_loadd(5, in, 64);
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_loadd(6, in + 1024, 64);
-        _tile_dpbf16ps(1, 4, 6);
-        if (num_tiles <= 2) continue;
-        _tile_loadd(7, in + 2048, 64);
-        _tile_dpbf16ps(2, 4, 7);
-        _tile_loadd(5, in + 3072, 64);
-        _tile_dpbf16ps(3, 4, 5);
+        const uint8_t* in = numbers + index % 2 * 2 * 1024;
+        _tile_loadd(6, in, 64);
+        _tile_loadd(7, in + 1024, 64);
+        _tile_loadd(4, weights[0][index], 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if constexpr (HALVES == 2) {
+            _tile_loadd(5, weights[1][index], 64);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
     }
-    alignas(64) float mixed[4][16 * 16];
-    _tile_stored(0, mixed[0], 64);
-    _tile_stored(1, mixed[1], 64);
-    _tile_stored(2, mixed[2], 64);
-    _tile_stored(3, mixed[3], 64);
+    _tile_stored(0, mixed[0][0], 64);
+    _tile_stored(1, mixed[0][1], 64);
+    if constexpr (HALVES == 2) _tile_stored(2, mixed[1][0], 64);
+    if constexpr (HALVES == 2) _tile_stored(3, mixed[1][1], 64);
     fence();
-    for (int64_t q = 0; q < num_queries; q++)
-        for (int64_t tile = 0; tile < num_tiles; tile++) store(out[q] + first_d + tile * LANES, load(mixed[tile] + 16 * q));
 }
 
-// As attend_queries, for up to 16 queries.
-inline void attend_wide(const AttentionShape& shape, const float* const* queries, const int64_t* positions, int64_t num_queries,
-                        int64_t first, int64_t count, const half_t* const* keys, const half_t* const* values, float* const* out,
-                        float* maxima, float* sums) {
-    constexpr int64_t most_blocks = CHUNK / BLOCK, most_pairs = CHUNK / PAIR;
+// As attend_queries, for up to HALVES times 16 queries.
+template <int HALVES>
+void attend_halves(const AttentionShape& shape, const float* const* queries, const int64_t* positions, int64_t num_queries,
+                   int64_t first, int64_t count, const half_t* const* keys, const half_t* const* values, float* const* out,
+                   float* maxima, float* sums) {
     const int64_t dim = shape.head_dim, num_blocks = (count + BLOCK - 1) / BLOCK, num_pairs = (num_blocks + 1) / 2;
     static thread_local Buffer<QueryStep> query_room;
     static thread_local Buffer<uint8_t> room;
-    alignas(64) static thread_local float scores[most_blocks][16 * 16];
-    alignas(64) static thread_local uint16_t weights[most_pairs][16][32];
-    QueryStep* rows = query_room.reserve(dim / 32);
+    alignas(64) static thread_local float scores[HALVES][MOST_BLOCKS][16 * 16];
+    alignas(64) static thread_local PairWeights weights[HALVES];
+    QueryStep* rows[HALVES];
+    rows[0] = query_room.reserve(HALVES * dim / 32);
+    if constexpr (HALVES == 2) rows[1] = rows[0] + dim / 32;
     for (int64_t q = 0; q < num_queries; q++)
-        for (int64_t step = 0; step < dim / 32; step++) widen(queries[q] + 32 * step, rows[step].high[q], rows[step].low[q]);
+        for (int64_t step = 0; step < dim / 32; step++)
+            widen(queries[q] + 32 * step, rows[q / 16][step].high[q % 16], rows[q / 16][step].low[q % 16]);
     // What was stored a moment ago cannot be read into a tile register: the next is prepared before the last is read.
     const int64_t key_bytes = dim * 64;
-    uint8_t* numbers = room.reserve(std::max<int64_t>(2 * key_bytes, 2 * 4 * 1024));
+    uint8_t* numbers = room.reserve(std::max<int64_t>(2 * key_bytes, 2 * 2 * 1024));
     pair_keys(keys[0], dim, numbers);
     for (int64_t block = 0; block < num_blocks; block++) {
         if (block + 1 < num_blocks) pair_keys(keys[block + 1], dim, numbers + (block + 1) % 2 * key_bytes);
-        score_tile(rows, numbers + block % 2 * key_bytes, dim, scores[block]);
+        score_tiles<HALVES>(rows, numbers + block % 2 * key_bytes, dim, scores[0][block], MOST_BLOCKS * 16 * 16);
     }
     for (int64_t q = 0; q < num_queries; q++) {
+        float(&own_scores)[MOST_BLOCKS][16 * 16] = scores[q / 16];
+        const int64_t row = q % 16;
         Vector most = splat(-INFINITY), total = {};
         for (int64_t block = 0; block < num_blocks; block++) {
-            const Vector score = seen_scores(shape, load(scores[block] + 16 * q), first + block * BLOCK, positions[q]);
-            store(scores[block] + 16 * q, score);
+            const Vector score = seen_scores(shape, load(own_scores[block] + 16 * row), first + block * BLOCK, positions[q]);
+            store(own_scores[block] + 16 * row, score);
             most = largest(most, score);
         }
         const float top = largest_of(most);
         auto weight = [&](int64_t block) {
-            const Vector score = block < num_blocks ? load(scores[block] + 16 * q) : splat(-INFINITY);
+            const Vector score = block < num_blocks ? load(own_scores[block] + 16 * row) : splat(-INFINITY);
             return score > -INFINITY ? exp(score - top) : Vector{};
         };
         for (int64_t pair = 0; pair < num_pairs; pair++)
             for (int half = 0; half < 2; half++) {
                 const __m256bh rounded = _mm512_cvtneps_pbh((__m512)weight(2 * pair + half));
-                std::memcpy(weights[pair][q] + 16 * half, &rounded, 32);
+                std::memcpy(weights[q / 16][pair][row] + 16 * half, &rounded, 32);
                 total += (Vector)_mm512_cvtpbh_ps(rounded);
             }
         maxima[q] = top;
         sums[q] = sum(total);
     }
-    for (int64_t d = 0; d < dim; d += 4 * LANES) mix_wide(weights, num_pairs, values, dim, d, count, numbers, num_queries, out);
+    alignas(64) float mixed[HALVES][2][16 * 16];
+    for (int64_t d = 0; d < dim; d += 2 * LANES) {
+        mix_tiles<HALVES>(weights, num_pairs, values, dim, d, count, numbers, mixed);
+        for (int64_t q = 0; q < num_queries; q++)
+            for (int64_t tile = 0; tile < 2; tile++) store(out[q] + d + tile * LANES, load(mixed[q / 16][tile] + 16 * (q % 16)));
+    }
+}
+
+// As attend_queries, for all queries of a tile.
+inline void attend_wide(const AttentionShape& shape, const float* const* queries, const int64_t* positions, int64_t num_queries,
+                        int64_t first, int64_t count, const half_t* const* keys, const half_t* const* values, float* const* out,
+                        float* maxima, float* sums) {
+    const auto attend = num_queries <= 16 ? attend_halves<1> : attend_halves<2>;
+    attend(shape, queries, positions, num_queries, first, count, keys, values, out, maxima, sums);
 }
 #else
 inline bool has_wide_attention(const AttentionShape&) { return false; }

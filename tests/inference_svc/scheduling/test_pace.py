@@ -133,7 +133,8 @@ def test_a_short_prompt_has_its_first_token_within_three_steps_beside_fifteen_st
     run.add("short", short, 2)
     while not run.times["short"]:
         run.step()
-    assert run.times["short"][0] - began <= 3 * machine.decoding(16) * (1 + machine.noise)
+    rounding = 1e-9 * run.now  # of a clock that is a long sum: some machines take the three steps exactly
+    assert run.times["short"][0] - began <= 3 * machine.decoding(16) * (1 + machine.noise) + rounding
 
 
 def test_prompts_that_come_at_once_are_computed_hardly_slower_than_one_after_the_other() -> None:
