@@ -23,6 +23,7 @@ from inference_svc.engine.request import (
     TokenLogprobs,
 )
 from inference_svc.engine.sampler import SamplingState, choose, token_logprobs
+from inference_svc.errors import InferenceError
 from inference_svc.scheduling.sequence import Sequence
 from inference_svc.tokenization.incremental import IncrementalDetokenizer, StopStrings
 from inference_svc.tokenization.tokenizer import ModelTokenizer
@@ -59,6 +60,19 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self.arrived = time.perf_counter()
         self.last_token: float | None = None  # when the newest token was chosen, by the same clock
+
+    @property
+    def kind(self) -> str:
+        """What the request runs with, in a word."""
+        if self.mixture.xlora is not None:
+            return "xlora"
+        return "lora" if self.mixture.constant else "base"
+
+    def outcome(self, error: InferenceError | None) -> str:
+        """How the request ended, in a word."""
+        if error is not None:
+            return error.reason.lower()
+        return "cancelled" if self.finish_reason is None else self.finish_reason.value
 
     @property
     def wants_prompt_logits(self) -> bool:

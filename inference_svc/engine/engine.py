@@ -60,6 +60,11 @@ class EngineConfig:
     granularity: Granularity = EVERY_TOKEN  # of X-LoRA requests that name none
 
 
+# Nobody is called a slow reader for a time in which the engine itself did nothing: the process may have been stopped,
+# or its machine suspended.
+STANDSTILL_SECONDS = 5.0
+
+
 def num_blocks(tokens: int) -> int:
     """Blocks of a cache for so many tokens."""
     return max(1, tokens // BLOCK_SIZE)
@@ -116,6 +121,7 @@ class Engine:
         self._draining = False
         self._stopping = False
         self._failure: Exception | None = None
+        self._last_look = time.monotonic()  # at the answers' readers
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -298,9 +304,13 @@ class Engine:
     def _take_in(self) -> None:
         """Admit what has arrived; drop what nobody reads any more."""
         self._empty_inbox()
-        earliest = time.monotonic() - self.config.slow_reader_seconds
+        now, before = time.monotonic(), self._last_look
+        self._last_look = now
+        earliest = now - self.config.slow_reader_seconds
         for answer in list(self._answers.values()):
             stream = answer.stream
+            if now - before > STANDSTILL_SECONDS:
+                stream.excuse_reader()
             if stream.is_cancelled:
                 self._end(answer)
             elif stream.pending_since is not None and stream.pending_since < earliest:
@@ -368,7 +378,7 @@ class Engine:
         self.scheduler.remove(answer.sequence)
         del self._answers[answer.sequence]
         answer.lease.release()
-        self._observer.ended(_kind(answer.mixture), _outcome(answer, error), time.perf_counter() - answer.arrived)
+        self._observer.ended(answer.kind, answer.outcome(error), time.perf_counter() - answer.arrived)
         if error is not None:
             answer.stream.put(Failed(error))
             answer.stream.announce()
@@ -381,17 +391,3 @@ class Engine:
         self._announcements.announce_all()  # some answers may have ended before the step failed
         for answer in list(self._answers.values()):
             self._end(answer, error)
-
-
-def _kind(mixture: Mixture) -> str:
-    """What a request runs with, in a word."""
-    if mixture.xlora is not None:
-        return "xlora"
-    return "lora" if mixture.constant else "base"
-
-
-def _outcome(answer: Answer, error: InferenceError | None) -> str:
-    """How a request ended, in a word."""
-    if error is not None:
-        return error.reason.lower()
-    return "cancelled" if answer.finish_reason is None else answer.finish_reason.value

@@ -31,6 +31,12 @@ class OutputStream:
                 self.pending_since = time.monotonic()
             self._pending.append(event)
 
+    def excuse_reader(self) -> None:
+        """What is pending counts as put only now. The engine's side."""
+        with self._lock:
+            if self._pending:
+                self.pending_since = time.monotonic()
+
     def announce(self) -> None:
         """Wake the reader. The engine's side."""
         self._on_ready()

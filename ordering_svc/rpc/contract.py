@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
+
 import protovalidate
 from google.protobuf.message import DecodeError, Message
 
 from ordering_svc.errors import InvalidRequest, Violation
 
 MALFORMED = "MALFORMED_MESSAGE"
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
 
 
 def decoded(message_type: type[Message], raw: bytes) -> Message:
@@ -21,16 +26,20 @@ def decoded(message_type: type[Message], raw: bytes) -> Message:
     except DecodeError:
         what = message_type.DESCRIPTOR.name
         raise InvalidRequest([Violation("", f"the bytes are not a {what} message", MALFORMED)]) from None
-    violations = [_violation(found.proto) for found in protovalidate.collect_violations(request)]
+    violations = [_violation(violation) for violation in protovalidate.collect_violations(request)]
     if violations:
         raise InvalidRequest(violations)
     return request
 
 
-def _violation(found: protovalidate.ViolationPb) -> Violation:
+def _violation(violation: protovalidate.Violation) -> Violation:
+    found = violation.proto
     elements = found.field.elements if found.field is not None else ()
+    value = violation.field_value
+    # Of a list or a message the field's name says more than its content.
+    got = f" (got {_SHORT.repr(value)})" if isinstance(value, str | int | float) else ""
     reason = found.rule_id.upper().replace(".", "_")
-    return Violation(".".join(_part(element) for element in elements), found.message, reason)
+    return Violation(".".join(_part(element) for element in elements), f"{found.message}{got}", reason)
 
 
 def _part(element: protovalidate.FieldPathElementPb) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -192,6 +194,32 @@ def test_a_reader_that_never_reads_loses_its_request_and_nobody_else_does(
     last = silent.take()[-1]
     assert isinstance(last, Failed)
     assert isinstance(last.error, ReaderTooSlow)
+    engine.stop()
+
+
+def test_no_reader_is_blamed_for_a_time_in_which_the_engine_stood_still(
+    base: BaseModel, registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_svc.engine.engine.STANDSTILL_SECONDS", 1.0)
+    engine = Engine(base, registry, EngineConfig(kv_cache_tokens=4096, slow_reader_seconds=1.5))
+    goes_on = threading.Event()
+    step, numbers = engine.step, itertools.count()
+
+    def stands_still() -> None:
+        if next(numbers) == 3:
+            time.sleep(2.0)
+            goes_on.set()
+        step()
+
+    engine.step = stands_still  # type: ignore[method-assign]
+    engine.start()
+    stream = engine.submit(request(max_tokens=1000), lambda: None)
+    assert goes_on.wait(60)
+    events = stream.take()
+    while not isinstance(events[-1], Finished | Failed):
+        time.sleep(0.01)
+        events += stream.take()
+    assert isinstance(events[-1], Finished)
     engine.stop()
 
 

@@ -135,6 +135,13 @@ async def test_every_problem_of_a_refused_document_is_one_violation(service: Ser
     assert len(crowded.details["BadRequest"].field_violations) > 5
 
 
+async def test_a_broken_rule_of_the_contract_names_the_value(service: Service) -> None:
+    failure = await failure_of(service.stub.ListOrderings(S.ListOrderingsRequest(page_size=-5)))
+    (violation,) = failure.details["BadRequest"].field_violations
+    assert (failure.code, violation.field) == (grpc.StatusCode.INVALID_ARGUMENT, "page_size")
+    assert violation.description.endswith("(got -5)")
+
+
 async def test_a_change_that_makes_the_whole_invalid_is_refused(service: Service) -> None:
     await service.stub.CreateOrdering(create())
     call = service.stub.UpdateOrdering(S.UpdateOrderingRequest(**name(), kind=P.ADAPTER_KIND_XLORA))
