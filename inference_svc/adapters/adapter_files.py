@@ -52,9 +52,10 @@ def read_adapter_tensors(path: Path, name: str, max_bytes: int, sha: hashlib._Ha
         SourceNotFound: there is no such file.
         LimitReached: it is larger than `max_bytes`.
         AdapterMalformed: it is broken, or a tensor is not of floating point or not finite.
-        SourceChanged: it became shorter while it was read.
+        SourceChanged: it was written to while it was read: what looks broken may only be half written.
         AdapterUnsupported: a type of tensor that is not supported.
     """
+    before = file_state(path)
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -72,6 +73,8 @@ def read_adapter_tensors(path: Path, name: str, max_bytes: int, sha: hashlib._Ha
     except FileChanged as error:
         raise SourceChanged(f"{name}: {_said(error)}; load it again", file=name) from error
     except WeightsError as error:
+        if file_state(path) != before:
+            raise SourceChanged(f"{name} was written to while it was read; load it again", file=name) from error
         raise AdapterMalformed(f"{name}: {_said(error)}", file=name) from error
 
 

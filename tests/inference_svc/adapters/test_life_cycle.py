@@ -14,6 +14,7 @@ import pytest
 
 from inference_svc.adapters import loading_threads
 from inference_svc.adapters import lora as lora_module
+from inference_svc.adapters.adapter_files import read_adapter_tensors
 from inference_svc.adapters.base_model import AdapterLimits, BaseModelShape
 from inference_svc.adapters.loading_threads import (
     MAX_WAITING,
@@ -26,7 +27,14 @@ from inference_svc.adapters.lora import LoadedLora, load_lora
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.adapters.resident import LoadItem
 from inference_svc.adapters.selection import ActiveSelection, LoraSelection
-from inference_svc.errors import AdapterExists, DigestMismatch, InvalidRequest, LimitReached, SourceChanged
+from inference_svc.errors import (
+    AdapterExists,
+    AdapterMalformed,
+    DigestMismatch,
+    InvalidRequest,
+    LimitReached,
+    SourceChanged,
+)
 from inference_svc.service import AdapterFolders
 from tests.inference_svc.adapters.conftest import AdapterWriter
 
@@ -49,6 +57,23 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(lora_module, "read_adapter_tensors", read_and_disturb)
     with pytest.raises(SourceChanged, match="the files of pirate changed while they were read; load it again"):
         load_lora(folder, base, AdapterLimits())
+
+
+def test_a_file_that_is_still_being_written_is_not_called_broken(write: AdapterWriter, base: BaseModelShape) -> None:
+    path = write.lora("pirate") / "adapter_model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-100])
+
+    class WrittenToMeanwhile:
+        def update(self, _content: bytes) -> None:
+            with path.open("ab") as stream:
+                stream.write(b" ")
+
+    with pytest.raises(SourceChanged, match="was written to while it was read; load it again"):
+        read_adapter_tensors(path, "pirate.safetensors", 1 << 20, WrittenToMeanwhile())  # type: ignore[arg-type]
+    path.write_bytes(content[:-100])
+    with pytest.raises(AdapterMalformed, match="truncated"):
+        load_lora(path.parent, base, AdapterLimits())
 
 
 async def test_of_many_loads_of_one_name_at_once_one_wins_and_no_other_shows(
