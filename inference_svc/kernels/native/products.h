@@ -71,6 +71,7 @@ void product_tile(const Packed& w, int64_t index, const Rounded& x, int64_t row,
     };
     some(std::integral_constant<int, 8>());
     some(std::integral_constant<int, 4>());
+    some(std::integral_constant<int, 3>());
     some(std::integral_constant<int, 2>());
     some(std::integral_constant<int, 1>());
 }
