@@ -184,6 +184,7 @@ struct Packed {
     bool halves = false;  // groups of 16
     bool has_min = false;
     int zero = 0;
+    int exponent = 0;  // of the power of two that brings the largest number to 2^12 or more, and below 2^13
     int64_t step_bytes = 0;
     uint8_t* data = nullptr;  // in the arena
 
@@ -197,8 +198,8 @@ inline bool fits_half(float value) {
     return std::fabs(static_cast<float>(half) - value) <= std::fabs(value) * 0x1p-10f;
 }
 
-// Packs a tile of up to 16 rows; false if a scale is out of a half's range.
-inline bool pack_tile(int32_t type, const uint8_t* rows, int64_t row_bytes, int count, Packed& packed, uint8_t* out) {
+// Packs a tile of up to 16 rows; returns what no number of it exceeds, infinity if a scale is out of a half's range.
+inline float pack_tile(int32_t type, const uint8_t* rows, int64_t row_bytes, int count, const Packed& packed, uint8_t* out) {
     const Coding coding = coding_of(type);
     const int64_t columns = packed.columns;
     const int groups_per_step = 32 / coding.group;
@@ -210,10 +211,12 @@ inline bool pack_tile(int32_t type, const uint8_t* rows, int64_t row_bytes, int 
             decode_block(type, rows + r * row_bytes + block * coding.block_bytes, &codes[r * columns + block * coding.block],
                          &scales[group], &minima[group]);
         }
-    for (const float value : scales)
-        if (!fits_half(value)) return false;
-    for (const float value : minima)
-        if (!fits_half(value)) return false;
+    float most = 0.0f;
+    for (size_t group = 0; group < scales.size(); group++) {
+        if (!fits_half(scales[group]) || !fits_half(minima[group])) return INFINITY;
+        const float first = coding.has_min ? minima[group] : scales[group] * -coding.zero;
+        most = std::max({most, std::fabs(first), std::fabs(first + scales[group] * ((1 << coding.bits) - 1))});
+    }
     for (int64_t step = 0; step < packed.steps; step++, out += packed.step_bytes) {
         for (int r = 0; r < 16; r++) {
             uint32_t quads[8];  // four codes each
@@ -231,7 +234,7 @@ inline bool pack_tile(int32_t type, const uint8_t* rows, int64_t row_bytes, int 
                 if (coding.has_min) numbers[(groups_per_step + half) * 16 + r] = to_half(minima[group]);
             }
     }
-    return true;
+    return most;
 }
 
 // Packs rows [rows, columns] of a coded type; false if it cannot be packed (then the float product reads the original).
@@ -249,17 +252,20 @@ inline bool pack(Threads& threads, Arena& arena, int32_t type, const uint8_t* da
     packed.step_bytes = (coding.bits == 8 ? 512 : 256) + 32 * (32 / coding.group) * (coding.has_min ? 2 : 1);
     packed.data = arena.take(packed.bytes());
     const int64_t row_bytes = columns / coding.block * coding.block_bytes;
-    std::atomic<bool> fits{true};
+    std::vector<float> most(packed.tiles);
     threads.run([&](int) {
         threads.share(packed.tiles, 4, [&](int64_t first, int64_t end) {
             for (int64_t tile = first; tile < end; tile++) {
                 const int count = static_cast<int>(std::min<int64_t>(16, rows - tile * 16));
                 uint8_t* out = packed.data + tile * packed.steps * packed.step_bytes;
-                if (!pack_tile(type, data + tile * 16 * row_bytes, row_bytes, count, packed, out)) fits = false;
+                most[tile] = pack_tile(type, data + tile * 16 * row_bytes, row_bytes, count, packed, out);
             }
         });
     });
-    return fits;
+    const float largest = *std::max_element(most.begin(), most.end());
+    if (std::isinf(largest)) return false;
+    if (largest > 0.0f) packed.exponent = 12 - std::ilogb(largest);
+    return true;
 }
 
 }  // namespace loramux

@@ -174,14 +174,19 @@ class Runner : RowWorks {
         return adds_in_tiles(p.operations[stage.works[0].operation]) && adds_in_tiles(p.operations[next.works[1].operation]);
     }
 
-    // Deltas of this operation, if there are any, are added up with its products, from activations as these read them.
+    // Deltas of this operation, if there are any, are added up with its products, from activations as these read them. Not those
+    // of banks that have hardly more than a row each: to bring their numbers into tiles takes longer than to use them once.
     bool adds_in_tiles(const Operation& o) const {
+        int64_t num_deltas = 0, num_rows = 0;
         for (const Matrix& matrix : o.matrices)
             for (int64_t b = 0; b < pass.num_banks; b++) {
                 const Delta& delta = pass.banks[b].deltas[matrix.index];
-                if (delta.a && !(matrix.packed && delta.fits_tiles())) return false;
+                if (!delta.a) continue;
+                if (!matrix.packed || !delta.fits_tiles()) return false;
+                num_deltas++;
+                num_rows += pass.banks[b].num_rows;
             }
-        return is_wide();
+        return is_wide() && num_rows >= 2 * num_deltas;
     }
 
     // Low-rank products of the deltas of an operation; null if it has none. Every thread has the same plan of its own.

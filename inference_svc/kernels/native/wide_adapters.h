@@ -111,7 +111,7 @@ inline void widen_a(const HalfStep& half, int64_t in_features, uint8_t* out) {
         for (int64_t rank = 0; rank < half.count; rank++) {
             const half_t* numbers = a + rank * in_features + column;
             prefetch(numbers + 128);
-            rows[rank] = (__m512i)_mm512_cvtne2ps_pbh((__m512)load_half(numbers + 16), (__m512)load_half(numbers));
+            rows[rank] = in_step_order((__m512i)_mm512_cvtne2ps_pbh((__m512)load_half(numbers + 16), (__m512)load_half(numbers)));
         }
         transpose(rows);
         for (int i = 0; i < 16; i++) _mm512_store_si512(out + 64 * i, rows[i]);

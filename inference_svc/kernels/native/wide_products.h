@@ -8,7 +8,7 @@
 
 namespace loramux {
 
-constexpr int64_t ROWS_FOR_WIDE = ROWS + 1;  // one block is as quick in whole numbers
+constexpr int64_t ROWS_FOR_WIDE = 9;  // fewer are as quick in whole numbers
 
 struct alignas(64) WideStep {
     uint16_t numbers[ROWS][32];
@@ -25,7 +25,7 @@ struct MoreSteps {
     const uint8_t* is_used = nullptr;  // [blocks][count]: not all of these activations are nothing
 };
 
-#if defined(LORAMUX_AMX) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#if defined(LORAMUX_AMX) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512FP16__)
 #define LORAMUX_WIDE 1
 
 static const TileConfig WIDE_TILES = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
@@ -41,45 +41,70 @@ inline __m512i paired(__m512 a, __m512 b) {
 
 inline void begin_wide_tiles() { _tile_loadconfig(&WIDE_TILES); }
 
-// 32 numbers as bfloat16.
+// The columns of a step in the order in which codes are unpacked: of each four the first and the third, then the others.
+inline __m512i in_step_order(__m512i columns) {
+    alignas(64) static const uint16_t order[32] = {0,  2,  1,  3,  4,  6,  5,  7,  8,  10, 9,  11, 12, 14, 13, 15,
+                                                   16, 18, 17, 19, 20, 22, 21, 23, 24, 26, 25, 27, 28, 30, 29, 31};
+    return _mm512_permutexvar_epi16(_mm512_load_si512(order), columns);
+}
+
+// 32 numbers of a step as bfloat16.
 inline void widen_row(const float* x, uint16_t* out) {
-    const __m512bh numbers = _mm512_cvtne2ps_pbh((__m512)load(x + 16), (__m512)load(x));
-    std::memcpy(out, &numbers, 64);
+    _mm512_storeu_si512(out, in_step_order((__m512i)_mm512_cvtne2ps_pbh((__m512)load(x + 16), (__m512)load(x))));
 }
 
-template <int LEFT>
-inline __m512i shifted(__m512i v) {
-    if constexpr (LEFT > 0) return _mm512_slli_epi32(v, LEFT);
-    if constexpr (LEFT < 0) return _mm512_srli_epi32(v, -LEFT);
-    return v;
+// Numbers of 16 outputs, each for two columns, times a power of two.
+inline __m512h twice(const half_t* numbers, __m512h exponent) {
+    alignas(64) static const uint16_t each[32] = {0, 0, 1, 1, 2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
+                                                  8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15};
+    const __m256i loaded = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers));
+    return _mm512_scalef_ph((__m512h)_mm512_permutexvar_epi16(_mm512_load_si512(each), _mm512_castsi256_si512(loaded)), exponent);
 }
 
-// One step of a tile of 16 outputs: 16 pairs of columns, 16 outputs each, 1024 bytes. A code becomes a float without being
-// converted: put among the bits of 128.0 (of 32768.0 for 8 bits) it counts in ones, and the minimum takes the rest back.
+// One step of a tile of 16 outputs: 16 pairs of columns, 16 outputs each, 1024 bytes.
+//
+// In half precision, 32 numbers at a time: a code among the bits of 1024.0 counts in ones. A power of two brings the matrix'
+// largest number near 2^13, so that halves, which have 11 bits, keep more than 8 of all that matter; it is taken back where the
+// exponent moves to where bfloat16 has it. What is below 2^-27 of the largest number becomes about that.
 template <int BITS, bool HALVES, bool MIN>
-inline void widen_step(const uint8_t* step, float zero, uint8_t* out) {
-    constexpr int place = BITS == 4 ? 16 : 8;  // of a code's lowest bit
-    const __m512i base = _mm512_set1_epi32(BITS == 4 ? 0x43000000 : 0x47000000), mask = _mm512_set1_epi32(((1 << BITS) - 1) << place);
-    Numbers<BITS, HALVES, MIN> numbers(step, zero);
-    for (int half = 0; half < (HALVES ? 2 : 1); half++)
-        numbers.minimum[half] = fma(numbers.scale[half], splat(BITS == 4 ? -128.0f : -32768.0f), numbers.minimum[half]);
-    auto column = [&](auto shift, __m512i codes, int half) {
-        const __m512i number = _mm512_ternarylogic_epi32(shifted<decltype(shift)::value>(codes), mask, base, 0xEA);  // a & b | c
-        return (__m512)fma((Vector)number, numbers.scale[half], numbers.minimum[half]);
+inline void widen_step(const Packed& w, const uint8_t* step, uint8_t* out) {
+    const __m512h exponent = _mm512_set1_ph(static_cast<_Float16>(w.exponent)), magic = _mm512_set1_ph(static_cast<_Float16>(1024.0f));
+    const __m512i rebias = _mm512_set1_epi16(static_cast<int16_t>((127 - 15 - w.exponent) * 128));
+    constexpr int count = HALVES ? 2 : 1;
+    const half_t* numbers = reinterpret_cast<const half_t*>(step + (BITS == 4 ? 256 : 512));
+    __m512h scale[2], minimum[2];  // of columns 0-15, and 16-31
+    for (int half = 0; half < 2; half++) {
+        const int group = HALVES ? half : 0;
+        scale[half] = twice(numbers + 16 * group, exponent);
+        minimum[half] = MIN ? twice(numbers + 16 * (count + group), exponent)
+                            : _mm512_mul_ph(scale[half], _mm512_set1_ph(static_cast<_Float16>(-w.zero)));
+    }
+    // Codes of 4 bits lie side by side in a byte: those of columns 16-31 count sixteen times as much.
+    if (BITS == 4) scale[1] = _mm512_mul_ph(scale[1], _mm512_set1_ph(static_cast<_Float16>(0.0625f)));
+    auto put = [&](__m512i codes, int half, int row) {
+        const __m512h code = _mm512_sub_ph((__m512h)codes, magic);
+        // Cut off, not rounded: to round twice would carry what is a little below the middle past it.
+        const __m512h value = _mm512_fmadd_round_ph(code, scale[half], minimum[half], _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+        // Sign, exponent and mantissa three bits further down, rounded; copies of the sign where the exponent is longer now.
+        const __m512i rounded = _mm512_mulhrs_epi16((__m512i)value, _mm512_set1_epi16(1 << 12));
+        const __m512i number = _mm512_add_epi16(_mm512_and_si512(rounded, _mm512_set1_epi16(static_cast<int16_t>(0x8FFF))), rebias);
+        _mm512_store_si512(out + 64 * row, number);
     };
-    // The four columns whose codes begin at this bit of the bytes.
-    auto quad = [&](auto first_bit, __m512i codes, int half, uint8_t* out) {
-        constexpr int up = place - decltype(first_bit)::value;
-        _mm512_store_si512(out, paired(column(std::integral_constant<int, up>(), codes, half),
-                                       column(std::integral_constant<int, up - 8>(), codes, half)));
-        _mm512_store_si512(out + 64, paired(column(std::integral_constant<int, up - 16>(), codes, half),
-                                            column(std::integral_constant<int, up - 24>(), codes, half)));
+    auto among = [&](__m512i words, int mask) {  // the bits of 1024.0
+        return _mm512_ternarylogic_epi32(words, _mm512_set1_epi16(static_cast<int16_t>(mask)), (__m512i)magic, 0xEA);  // a & b | c
     };
 #pragma GCC unroll 8
     for (int i = 0; i < (BITS == 4 ? 4 : 8); i++) {
-        const __m512i codes = _mm512_loadu_si512(step + 64 * i);
-        quad(std::integral_constant<int, 0>(), codes, HALVES ? i / 4 : 0, out + 128 * i);
-        if constexpr (BITS == 4) quad(std::integral_constant<int, 4>(), codes, HALVES ? 1 : 0, out + 128 * (i + 4));
+        const __m512i words = _mm512_loadu_si512(step + 64 * i), upper = _mm512_srli_epi16(words, 8);
+        if constexpr (BITS == 4) {
+            put(among(words, 0x000F), 0, 2 * i);
+            put(among(upper, 0x000F), 0, 2 * i + 1);
+            put(among(words, 0x00F0), 1, 2 * i + 8);
+            put(among(upper, 0x00F0), 1, 2 * i + 9);
+        } else {
+            put(among(words, 0x00FF), i / 4, 2 * i);
+            put(among(upper, 0x00FF), i / 4, 2 * i + 1);
+        }
     }
 }
 
@@ -89,12 +114,11 @@ inline void widen_step(const uint8_t* step, float zero, uint8_t* out) {
 template <int BITS, bool HALVES, bool MIN, int BLOCKS, int TILES, bool UNPACK>
 void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint8_t* numbers, const MoreSteps& more,
                 const Output& output) {
-    const float zero = static_cast<float>(w.zero);
     auto unpack = [&](int64_t step) {
         for (int tile = 0; tile < TILES; tile++) {
             const uint8_t* packed = w.tile(index + tile) + step * w.step_bytes;
             for (int64_t line = 0; line < w.step_bytes; line += 64) prefetch(packed + TILES * w.steps * w.step_bytes + line);
-            widen_step<BITS, HALVES, MIN>(packed, zero, numbers + (tile * w.steps + step) * 1024);
+            widen_step<BITS, HALVES, MIN>(w, packed, numbers + (tile * w.steps + step) * 1024);
         }
     };
     alignas(64) float biases[2][LANES] = {};

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 
 import gguf.quants
 import numpy as np
@@ -15,7 +16,7 @@ from inference_svc.adapters.bank import AdapterBank, LinearDelta
 from inference_svc.errors import InvalidRequest
 from inference_svc.kernels.choice import choose_kernels
 from inference_svc.kernels.native.compiled import CompiledCode
-from inference_svc.kernels.native.compiler import NativeUnavailable
+from inference_svc.kernels.native.compiler import NativeUnavailable, load_code
 from inference_svc.kernels.native.executor import NativeExecutor
 from inference_svc.kernels.reference import ReferenceKernels
 from inference_svc.kv_cache.cache import KVCache
@@ -37,6 +38,11 @@ def compiled() -> CompiledCode:
         return CompiledCode(2, exact=False, batch_invariant=True)
     except NativeUnavailable as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed")
+def test_the_code_compiles_wherever_there_is_a_compiler() -> None:
+    load_code()  # all other tests are skipped where it cannot be had, whatever the reason
 
 
 def matrix(rows: int, columns: int, quantization: str) -> QuantizedTensor:
