@@ -67,7 +67,7 @@ inline __m512h twice(const half_t* numbers, __m512h exponent) {
 // largest number near 2^13, so that halves, which have 11 bits, keep more than 8 of all that matter; it is taken back where the
 // exponent moves to where bfloat16 has it. What is below 2^-27 of the largest number becomes about that.
 template <int BITS, bool HALVES, bool MIN>
-inline void widen_step(const Packed& w, const uint8_t* step, uint8_t* out) {
+void widen_step(const Packed& w, const uint8_t* step, uint8_t* out) {
     const __m512h exponent = _mm512_set1_ph(static_cast<_Float16>(w.exponent)), magic = _mm512_set1_ph(static_cast<_Float16>(1024.0f));
     const __m512i rebias = _mm512_set1_epi16(static_cast<int16_t>((127 - 15 - w.exponent) * 128));
     constexpr int count = HALVES ? 2 : 1;
@@ -108,17 +108,19 @@ inline void widen_step(const Packed& w, const uint8_t* step, uint8_t* out) {
     }
 }
 
+typedef void (*WidenStep)(const Packed&, const uint8_t* step, uint8_t* out);  // of a coding
+
 // TILES (1 or 2) tiles of 16 outputs for BLOCKS (1 or 2) blocks of rows from `row` on. The tiles' numbers are at `numbers`, one
 // tile's after the other's; UNPACK puts them there on the way: matrix tiles multiply while the other registers unpack the next
 // step. Sums are in the registers 0-3, activations in 4 and 5, weights in 6 and 7.
-template <int BITS, bool HALVES, bool MIN, int BLOCKS, int TILES, bool UNPACK>
-void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint8_t* numbers, const MoreSteps& more,
+template <int BLOCKS, int TILES, bool UNPACK>
+void wide_tiles(const Packed& w, WidenStep widen, int64_t index, const Wide& x, int64_t row, uint8_t* numbers, const MoreSteps& more,
                 const Output& output) {
     auto unpack = [&](int64_t step) {
         for (int tile = 0; tile < TILES; tile++) {
             const uint8_t* packed = w.tile(index + tile) + step * w.step_bytes;
             for (int64_t line = 0; line < w.step_bytes; line += 64) prefetch(packed + TILES * w.steps * w.step_bytes + line);
-            widen_step<BITS, HALVES, MIN>(w, packed, numbers + (tile * w.steps + step) * 1024);
+            widen(w, packed, numbers + (tile * w.steps + step) * 1024);
         }
     };
     alignas(64) float biases[2][LANES] = {};
@@ -169,32 +171,26 @@ void wide_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, uint
     fence();
 }
 
-template <int BITS, bool HALVES, bool MIN, int TILES>
-void wide_rows(const Packed& w, int64_t index, const Wide& x, int64_t row, int64_t end, uint8_t* numbers, const MoreSteps& more,
-               const Output& output) {
-    if (end - row <= ROWS) return wide_tiles<BITS, HALVES, MIN, 1, TILES, true>(w, index, x, row, numbers, more, output);
-    wide_tiles<BITS, HALVES, MIN, 2, TILES, true>(w, index, x, row, numbers, more, output);
-    for (row += 2 * ROWS; end - row > ROWS; row += 2 * ROWS)
-        wide_tiles<BITS, HALVES, MIN, 2, TILES, false>(w, index, x, row, numbers, more, output);
-    if (row < end) wide_tiles<BITS, HALVES, MIN, 1, TILES, false>(w, index, x, row, numbers, more, output);
+template <int TILES>
+void wide_rows(const Packed& w, WidenStep widen, int64_t index, const Wide& x, int64_t row, int64_t end, uint8_t* numbers,
+               const MoreSteps& more, const Output& output) {
+    if (end - row <= ROWS) return wide_tiles<1, TILES, true>(w, widen, index, x, row, numbers, more, output);
+    wide_tiles<2, TILES, true>(w, widen, index, x, row, numbers, more, output);
+    for (row += 2 * ROWS; end - row > ROWS; row += 2 * ROWS) wide_tiles<2, TILES, false>(w, widen, index, x, row, numbers, more, output);
+    if (row < end) wide_tiles<1, TILES, false>(w, widen, index, x, row, numbers, more, output);
 }
 
 // Two tiles of 16 outputs, or one at the end, for rows row..end, of which the first is the first of a block. Whole blocks are
 // written: y has rows and columns enough for them.
-template <int BITS, bool HALVES, bool MIN>
-void wide_product_tiles(const Packed& w, int64_t index, const Wide& x, int64_t row, int64_t end, const MoreSteps& more,
-                        const Output& output) {
+inline void wide_product(const Packed& w, int64_t tile, const Wide& x, int64_t row, int64_t end, const MoreSteps& more, const Output& output) {
     static thread_local Buffer<uint8_t> numbers;
     uint8_t* room = numbers.reserve(2 * w.steps * 1024);
-    if (index + 1 < w.tiles) return wide_rows<BITS, HALVES, MIN, 2>(w, index, x, row, end, room, more, output);
-    wide_rows<BITS, HALVES, MIN, 1>(w, index, x, row, end, room, more, output);
-}
-
-inline void wide_product(const Packed& w, int64_t tile, const Wide& x, int64_t first, int64_t end, const MoreSteps& more,
-                         const Output& output) {
+    WidenStep widen = nullptr;
     by_coding(w, [&](auto bits, auto halves, auto has_min) {
-        wide_product_tiles<decltype(bits)::value, decltype(halves)::value, decltype(has_min)::value>(w, tile, x, first, end, more, output);
+        widen = widen_step<decltype(bits)::value, decltype(halves)::value, decltype(has_min)::value>;
     });
+    if (tile + 1 < w.tiles) return wide_rows<2>(w, widen, tile, x, row, end, room, more, output);
+    wide_rows<1>(w, widen, tile, x, row, end, room, more, output);
 }
 #else
 inline bool has_wide_products() { return false; }

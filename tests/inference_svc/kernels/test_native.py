@@ -303,6 +303,38 @@ def test_in_passes_of_many_rows_adapters_change_the_rows_they_are_for_and_no_oth
     assert (run(native, len(banks)) - changed).abs().max() < 0.01 * expected.abs().max()
 
 
+def test_adapters_that_have_a_row_each_stay_out_of_the_tiles_of_a_pass_of_many_rows() -> None:
+    model = OneLinear(matrix(96, 256, "Q4_1"), torch.randn(96))
+    eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
+    try:
+        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
+    chance = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, 32, (12,), generator=chance)
+
+    def bank(digest: str, rank: int) -> AdapterBank:
+        a, b = torch.randn(rank, 256, generator=chance) / 16, torch.randn(96, rank, generator=chance)
+        return AdapterBank(digest, ("a",), {"layer": LinearDelta(a, b, torch.zeros(rank).long())}, {})
+
+    banks = [bank(str(row), 1 + row) for row in range(1, 12)]
+    weights = torch.rand(11, 1, 1, 1, generator=chance)
+
+    def run(executor: EagerExecutor | NativeExecutor, count: int) -> Tensor:
+        changes = tuple(
+            AdapterRows(executor.prepare(bank), torch.tensor([row]), weight)
+            for row, (bank, weight) in enumerate(zip(banks[:count], weights, strict=False), start=1)
+        )
+        cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
+        return executor.hidden_states(ForwardBatch(ids, ids, ids, (), changes), cache)
+
+    expected = run(eager, 11) - run(eager, 0)
+    change = run(native, 11) - run(native, 0)
+    assert torch.equal(change[0], torch.zeros(96))
+    # Adapters are halves, of 11 bits, and activations as they are: in tiles both would keep 8 bits.
+    assert (change - expected).abs().max() < 5e-4 * expected.abs().max()
+
+
 def test_an_adapter_that_overflows_leaves_nothing_to_those_of_later_passes() -> None:
     model = OneLinear(matrix(64, 256, "Q4_1"), torch.randn(64))
     try:
