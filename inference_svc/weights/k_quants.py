@@ -1,7 +1,8 @@
 """What the bits of llama.cpp's K-quants mean: blocks of 256 values with scales of their own for every 16 or 32.
 
-Every function takes blocks uint8 [n, block_bytes] and gives float32 [n, 256], in the order of operations of the gguf
-package (gguf/quants.py), so that results are equal to the bit. Layouts: `block_q*_K` in llama.cpp's ggml-common.h.
+Every function takes blocks uint8 [n, block_bytes] and gives their 256 codes each. Values are computed from them in
+the order of operations of the gguf package (gguf/quants.py), so that results are equal to the bit. Layouts:
+`block_q*_K` in llama.cpp's ggml-common.h.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from types import MappingProxyType
 import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
+
+from inference_svc.weights.codes import Codes
 
 
 def _half(bytes_: Tensor) -> Tensor:
@@ -26,11 +29,6 @@ def _fields(bytes_: Tensor, run: int, shifts: tuple[int, ...], mask: int) -> Ten
     return torch.stack([(runs >> shift) & mask for shift in shifts], dim=2).reshape(count, width * len(shifts))
 
 
-def _scaled(values: Tensor, scales: Tensor) -> Tensor:
-    """float32 [n, 256] times float32 [n, groups], in place; each group of neighbours has one scale."""
-    return values.view(*scales.shape, 256 // scales.shape[1]).mul_(scales.unsqueeze(-1))
-
-
 def _six_bit_scales(bytes_: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 [n, 12] -> scales and minima, uint8 [n, 8] each: four bits here, two at the top of another byte."""
     low, middle, high = bytes_[:, :4], bytes_[:, 4:8], bytes_[:, 8:]
@@ -39,14 +37,13 @@ def _six_bit_scales(bytes_: Tensor) -> tuple[Tensor, Tensor]:
     return scales, minima
 
 
-def _q2_k(blocks: Tensor) -> Tensor:
+def _q2_k(blocks: Tensor) -> Codes:
     scales = _half(blocks[:, 80:82]) * (blocks[:, :16] & 15)
     minima = _half(blocks[:, 82:84]) * (blocks[:, :16] >> 4)
-    values = _fields(blocks[:, 16:80], 32, (0, 2, 4, 6), 3).float()
-    return _scaled(values, scales).sub_(minima.unsqueeze(-1)).reshape(-1, 256)
+    return Codes(_fields(blocks[:, 16:80], 32, (0, 2, 4, 6), 3), scales, minima.neg_())
 
 
-def _q3_k(blocks: Tensor) -> Tensor:
+def _q3_k(blocks: Tensor) -> Codes:
     packed = blocks[:, 96:108]
     low = _fields(packed[:, :8], 8, (0, 4), 15)
     high = _fields(packed[:, 8:], 4, (0, 2, 4, 6), 3)
@@ -54,33 +51,31 @@ def _q3_k(blocks: Tensor) -> Tensor:
     values = _fields(blocks[:, 32:96], 32, (0, 2, 4, 6), 3).to(torch.int8)
     # A bit that is not set takes 4 away.
     values -= (_fields(blocks[:, :32], 32, (0, 1, 2, 3, 4, 5, 6, 7), 1) ^ 1).to(torch.int8) << 2
-    return _scaled(values.float(), scales).reshape(-1, 256)
+    return Codes(values, scales)
 
 
-def _q4_k(blocks: Tensor) -> Tensor:
+def _q4_k(blocks: Tensor) -> Codes:
     return _with_minima(blocks, _fields(blocks[:, 16:144], 32, (0, 4), 15))
 
 
-def _q5_k(blocks: Tensor) -> Tensor:
+def _q5_k(blocks: Tensor) -> Codes:
     fifth = _fields(blocks[:, 16:48], 32, (0, 1, 2, 3, 4, 5, 6, 7), 1)
     return _with_minima(blocks, _fields(blocks[:, 48:176], 32, (0, 4), 15) | (fifth << 4))
 
 
-def _with_minima(blocks: Tensor, values: Tensor) -> Tensor:
+def _with_minima(blocks: Tensor, values: Tensor) -> Codes:
     scales, minima = _six_bit_scales(blocks[:, 4:16])
-    scaled = _scaled(values.float(), _half(blocks[:, :2]) * scales)
-    return scaled.sub_((_half(blocks[:, 2:4]) * minima).unsqueeze(-1)).reshape(-1, 256)
+    return Codes(values, _half(blocks[:, :2]) * scales, (_half(blocks[:, 2:4]) * minima).neg_())
 
 
-def _q6_k(blocks: Tensor) -> Tensor:
+def _q6_k(blocks: Tensor) -> Codes:
     low = _fields(blocks[:, :128], 64, (0, 4), 15)
     high = _fields(blocks[:, 128:192], 32, (0, 2, 4, 6), 3)
     scales = _half(blocks[:, 208:210]) * blocks[:, 192:208].contiguous().view(torch.int8)
-    values = ((low | (high << 4)).to(torch.int8) - 32).float()
-    return _scaled(values, scales).reshape(-1, 256)
+    return Codes((low | (high << 4)).to(torch.int8) - 32, scales)
 
 
-K_QUANTS: Mapping[GGMLQuantizationType, Callable[[Tensor], Tensor]] = MappingProxyType(
+K_QUANTS: Mapping[GGMLQuantizationType, Callable[[Tensor], Codes]] = MappingProxyType(
     {
         GGMLQuantizationType.Q2_K: _q2_k,
         GGMLQuantizationType.Q3_K: _q3_k,

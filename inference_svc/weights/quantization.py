@@ -11,6 +11,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
+from inference_svc.weights.codes import Codes
 from inference_svc.weights.iq4_quants import IQ4_QUANTS
 from inference_svc.weights.k_quants import K_QUANTS
 
@@ -30,7 +31,7 @@ _SMALL = {
 
 def stays_packed(quantization: GGMLQuantizationType) -> bool:
     """Tensors of the type are kept as they are in the file; others are unpacked once, when they are loaded."""
-    return quantization in _PLAIN or quantization in _UNPACKERS
+    return quantization in _PLAIN or quantization in _DECODERS
 
 
 def type_in_memory(quantization: GGMLQuantizationType, *, exact: bool) -> GGMLQuantizationType:
@@ -176,7 +177,20 @@ class QuantizedTensor:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """[rows, columns]; computed in float32."""
+        if self.quantization in _PLAIN:  # without a copy in float32 between, which would round no differently
+            return self.data.contiguous().view(_PLAIN[self.quantization]).to(dtype)
         return _unpack(self.data, self.quantization, self.shape[1]).to(dtype)
+
+    def codes(self) -> Codes | None:
+        """Codes [rows, columns], scales and minima [rows, groups]; None: the type has none."""
+        decode = _DECODERS.get(self.quantization)
+        if decode is None:
+            return None
+        rows, columns = self.shape
+        coded = decode(self.data.reshape(-1, GGML_QUANT_SIZES[self.quantization][1]))
+        groups = coded.scales.numel() // rows
+        minima = None if coded.minima is None else coded.minima.reshape(rows, groups)
+        return Codes(coded.codes.reshape(rows, columns), coded.scales.reshape(rows, groups), minima)
 
     def dequantize_rows(self, rows: Tensor) -> Tensor:
         """float32 [len(rows), columns] of rows int64 [n]: an embedding lookup."""
@@ -194,14 +208,13 @@ class QuantizedTensor:
 def _unpack(data: Tensor, quantization: GGMLQuantizationType, columns: int) -> Tensor:
     if quantization in _PLAIN:
         return data.contiguous().view(_PLAIN[quantization]).float()
-    unpack = _UNPACKERS.get(quantization)
-    if unpack is None:
+    decode = _DECODERS.get(quantization)
+    if decode is None:
         if not len(data):  # the gguf package stumbles over no rows
             return torch.empty((0, columns), device=data.device)
         dense = torch.from_numpy(gguf.quants.dequantize(data.cpu().numpy(), quantization))
         return dense.to(data.device).reshape(-1, columns)
-    blocks = data.reshape(-1, GGML_QUANT_SIZES[quantization][1])
-    return unpack(blocks).reshape(-1, columns)
+    return decode(data.reshape(-1, GGML_QUANT_SIZES[quantization][1])).values().reshape(-1, columns)
 
 
 def _half(bytes_: Tensor) -> Tensor:
@@ -220,30 +233,29 @@ def _fifth_bits(bytes_: Tensor) -> Tensor:
     return ((bytes_[:, :, None] >> shifts) & 1).reshape(-1, 32) << 4
 
 
-def _q4_0(blocks: Tensor) -> Tensor:
-    return (_nibbles(blocks[:, 2:]).to(torch.int8) - 8).float().mul_(_half(blocks[:, :2]))
+def _q4_0(blocks: Tensor) -> Codes:
+    return Codes(_nibbles(blocks[:, 2:]).to(torch.int8) - 8, _half(blocks[:, :2]))
 
 
-def _q4_1(blocks: Tensor) -> Tensor:
-    # In place, and widened first: a product of two types makes a copy of its own. Not addcmul, which may round once.
-    return _nibbles(blocks[:, 4:]).float().mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
+def _q4_1(blocks: Tensor) -> Codes:
+    return Codes(_nibbles(blocks[:, 4:]), _half(blocks[:, :2]), _half(blocks[:, 2:4]))
 
 
-def _q5_0(blocks: Tensor) -> Tensor:
+def _q5_0(blocks: Tensor) -> Codes:
     values = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
-    return (values.to(torch.int8) - 16).float().mul_(_half(blocks[:, :2]))
+    return Codes(values.to(torch.int8) - 16, _half(blocks[:, :2]))
 
 
-def _q5_1(blocks: Tensor) -> Tensor:
+def _q5_1(blocks: Tensor) -> Codes:
     values = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
-    return values.float().mul_(_half(blocks[:, :2])).add_(_half(blocks[:, 2:4]))
+    return Codes(values, _half(blocks[:, :2]), _half(blocks[:, 2:4]))
 
 
-def _q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].contiguous().view(torch.int8).float().mul_(_half(blocks[:, :2]))
+def _q8_0(blocks: Tensor) -> Codes:
+    return Codes(blocks[:, 2:].contiguous().view(torch.int8), _half(blocks[:, :2]))
 
 
-_UNPACKERS: dict[GGMLQuantizationType, Callable[[Tensor], Tensor]] = {
+_DECODERS: dict[GGMLQuantizationType, Callable[[Tensor], Codes]] = {
     GGMLQuantizationType.Q4_0: _q4_0,
     GGMLQuantizationType.Q4_1: _q4_1,
     GGMLQuantizationType.Q5_0: _q5_0,
