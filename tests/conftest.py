@@ -13,6 +13,11 @@ import pytest
 # By default they spin, and where two processes share the cores, each spins away what the other needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Read when triton is imported, by whatever comes first: without a GPU its kernels run in its interpreter. Set for tests
+# and what they start alone: a server takes no notice of it but where `--kernels triton` is asked for on a CPU.
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # How long an example takes says more of what else the machine does than of the code.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
