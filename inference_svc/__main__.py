@@ -39,7 +39,9 @@ def serve(
     quantize: Annotated[
         str | None, typer.Option(help="Pack a float model while it is loaded: q8_0 or q4_k. [it stays as it is]")
     ] = None,
-    kernels: Annotated[str | None, typer.Option(help="auto, native, native-exact or reference. [auto]")] = None,
+    kernels: Annotated[
+        str | None, typer.Option(help="auto, native, native-exact, triton, triton-graphs or reference. [auto]")
+    ] = None,
     batch_invariant: Annotated[
         bool | None, typer.Option("--batch-invariant", help="An answer never depends on the rest of the batch.")
     ] = None,

@@ -44,7 +44,7 @@ class Config(BaseSettings):
     data_dir: Path = Path("~/.local/share/loramux/inference")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     quantize: Literal["q8_0", "q4_k"] | None = None
-    kernels: Literal["auto", "native", "native-exact", "reference"] = "auto"
+    kernels: Literal["auto", "native", "native-exact", "triton", "triton-graphs", "reference"] = "auto"
     batch_invariant: bool = False
     max_batch_tokens: int = Field(512, ge=1)
     max_running: int = Field(64, ge=1)

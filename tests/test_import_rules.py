@@ -72,3 +72,15 @@ def test_the_library_of_hubs_is_imported_when_a_hub_is_asked() -> None:
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 assert not slow & {*names, *(name.split(".")[0] for name in names)}, path
+
+
+def test_triton_is_imported_where_its_kernels_are_chosen() -> None:
+    # A plain install on a CPU has none.
+    allowed = {"inference_svc.kernels.triton.availability"}
+    kernels = set(modules("inference_svc/kernels/triton")) - {ROOT / "inference_svc/kernels/triton/availability.py"}
+    for path in set(modules("inference_svc")) - kernels:
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            bad = {name for name in names if name.startswith(("triton", "inference_svc.kernels.triton"))} - allowed
+            assert not bad, path

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AttentionSegment, AttentionShape
+from inference_svc.layers.batch import AdapterRows, AttentionSegment, AttentionShape
 from inference_svc.weights.quantization import QuantizedTensor
 
 
@@ -16,7 +16,7 @@ class Kernels(Protocol):
 
     @property
     def name(self) -> str:
-        """`reference`, `native`: what the start-up line says."""
+        """`reference`, `triton`: what the start-up line says."""
         ...
 
     @property
@@ -30,6 +30,18 @@ class Kernels(Protocol):
 
     def dense(self, x: Tensor, matrix: Tensor) -> Tensor:
         """[num_tokens, in_features] times the transpose of a dense [out_features, in_features] matrix."""
+        ...
+
+    def add_deltas(self, y: Tensor, base: Tensor, x: Tensor, path: str, adapters: tuple[AdapterRows, ...]) -> Tensor:
+        """y with what adapters add to a linear layer, each delta times its weight; y may be written to.
+
+        Args:
+            y: [num_tokens, out_features], the layer's output.
+            base: the same without the layer's bias; may be y itself.
+            x: [num_tokens, in_features], the layer's input.
+            path: of the layer, as banks name it.
+            adapters: of the pass; those that do not change the layer are passed over.
+        """
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -49,6 +61,14 @@ class Kernels(Protocol):
 
     def activate(self, kind: str, x: Tensor) -> Tensor:
         """`silu`, `gelu` or `gelu_tanh`, element by element."""
+        ...
+
+    def gated(self, kind: str, gate: Tensor, up: Tensor) -> Tensor:
+        """`silu`, `gelu` or `gelu_tanh` of the gate, times up."""
+        ...
+
+    def write(self, cache: KVCache, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values [num_tokens, num_kv_heads, head_dim] at slots int64 [num_tokens] of the cache."""
         ...
 
     def attention(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from inference_svc.kv_cache.cache import KVCache
-from inference_svc.layers.batch import AttentionSegment, AttentionShape
+from inference_svc.layers.batch import AdapterRows, AttentionSegment, AttentionShape
 from inference_svc.weights.quantization import QuantizedTensor
 
 # Rows in one product of the batch-invariant mode. A product of a fixed shape treats each row the same wherever it
@@ -41,6 +41,23 @@ class ReferenceKernels:
             return F.linear(x, matrix)
         return _by_row_tiles(lambda tile: F.linear(tile, matrix), x)
 
+    def add_deltas(self, y: Tensor, base: Tensor, x: Tensor, path: str, adapters: tuple[AdapterRows, ...]) -> Tensor:
+        """Bank by bank; those of a DoRA are its whole layer less the base's."""
+        changes = [(adapter, delta) for adapter in adapters if (delta := adapter.bank.deltas.get(path)) is not None]
+        # A DoRA changes what the base's weight says: not its bias, and not what another adapter has added to it.
+        if base is y and any(delta.base_factor is not None for _, delta in changes):
+            base = y.clone()
+        for adapter, delta in changes:
+            row = adapter.bank.scaling_rows[path] if adapter.scalings.shape[1] > 1 else 0
+            low_rank = self.dense(x.index_select(0, adapter.rows), delta.a)
+            scaled = low_rank * adapter.scalings[:, row, :].index_select(1, delta.expert_of_rank)
+            change = self.dense(scaled, delta.b)
+            if delta.base_factor is not None:
+                factor = delta.base_factor * adapter.scalings[:, row, :]  # float32, whatever the activations are
+                change += (base.index_select(0, adapter.rows) * factor).to(change.dtype)
+            y.index_add_(0, adapter.rows, change)
+        return y
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight, in float32, rounded once."""
         wide = x.float()
@@ -69,6 +86,14 @@ class ReferenceKernels:
         if not self.batch_invariant:
             return _ACTIVATIONS[kind](x)
         return torch.stack([_ACTIVATIONS[kind](row) for row in x.unbind()])
+
+    def gated(self, kind: str, gate: Tensor, up: Tensor) -> Tensor:
+        """The activation, rounded, times up."""
+        return self.activate(kind, gate) * up
+
+    def write(self, cache: KVCache, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """As the cache does it."""
+        cache.write(layer, slots, keys, values)
 
     def attention(
         self, queries: Tensor, cache: KVCache, layer: int, segments: tuple[AttentionSegment, ...], shape: AttentionShape

@@ -31,7 +31,7 @@ class AttentionSegment:
     blocks: Tensor  # int64 [>= blocks for first_position + num_rows], contiguous: the sequence's cache blocks
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class AdapterRows:
     """The rows that a bank changes, and how strongly."""
 

@@ -95,14 +95,14 @@ class EagerForward:
         assert self._batch is not None
         assert self._cache is not None
         heads = (q.shape[0], -1, shape.head_dim)
-        self._cache.write(layer, self._batch.slots, k.reshape(heads), v.reshape(heads))
+        self._kernels.write(self._cache, layer, self._batch.slots, k.reshape(heads), v.reshape(heads))
         return self._kernels.attention(q.reshape(heads), self._cache, layer, self._batch.segments, shape).flatten(1)
 
     def activate(self, kind: str, x: Tensor) -> Tensor:
         return self._kernels.activate(kind, x)
 
     def gated(self, kind: str, gate: Tensor, up: Tensor) -> Tensor:
-        return self._kernels.activate(kind, gate) * up
+        return self._kernels.gated(kind, gate, up)
 
     def experts(self, x: Tensor, scores: Tensor, experts: tuple[GatedExpert, ...], per_token: int, kind: str) -> Tensor:
         return mixture_of_experts(self._kernels, x, scores, experts, per_token, kind, self._adapters)

@@ -34,7 +34,7 @@ def mixture_of_experts(
         concerned = tuple(part for a in adapters if (part := _among(a, rows, len(x), paths)) is not None)
         own = x.index_select(0, rows)
         gate, up = (adapted_linear(kernels, own, layer, concerned) for layer in (expert.gate, expert.up))
-        down = adapted_linear(kernels, kernels.activate(kind, gate) * up, expert.down, concerned)
+        down = adapted_linear(kernels, kernels.gated(kind, gate, up), expert.down, concerned)
         output.index_add_(0, rows, down * weights[rows, places, None])
     return output
 

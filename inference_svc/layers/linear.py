@@ -37,19 +37,6 @@ def adapted_linear(kernels: Kernels, x: Tensor, layer: Linear, adapters: tuple[A
 
     A row without adapters is the base's to the bit. [num_tokens, in_features] -> [num_tokens, out_features].
     """
-    y = kernels.linear(x, layer.weight)
-    changes = [(adapter, delta) for adapter in adapters if (delta := adapter.bank.deltas.get(layer.path)) is not None]
-    # A DoRA changes what the base's weight says: not its bias, and not what another adapter has added to it.
-    base = y.clone() if any(delta.base_factor is not None for _, delta in changes) else y
-    if layer.bias is not None:
-        y = y + layer.bias.to(y.dtype)
-    for adapter, delta in changes:
-        row = adapter.bank.scaling_rows[layer.path] if adapter.scalings.shape[1] > 1 else 0
-        low_rank = kernels.dense(x.index_select(0, adapter.rows), delta.a)
-        scaled = low_rank * adapter.scalings[:, row, :].index_select(1, delta.expert_of_rank)
-        change = kernels.dense(scaled, delta.b)
-        if delta.base_factor is not None:
-            factor = delta.base_factor * adapter.scalings[:, row, :]  # float32, whatever the activations are
-            change += (base.index_select(0, adapter.rows) * factor).to(change.dtype)
-        y.index_add_(0, adapter.rows, change)
-    return y
+    base = kernels.linear(x, layer.weight)
+    y = base if layer.bias is None else base + layer.bias.to(base.dtype)
+    return kernels.add_deltas(y, base, x, layer.path, adapters) if adapters else y

@@ -72,7 +72,8 @@ class OpenedModel:
     def _resident_bytes(self, name: str) -> int:
         entry = self.loader.entries[name]
         is_embedding = name in EMBEDDINGS
-        if self.kernels.name != "native" or len(entry.shape) < 2 or (is_embedding and not self.config.tied_embeddings):
+        is_packed = self.kernels.name in ("native", "triton", "triton-graphs")  # the layouts are equally large
+        if not is_packed or len(entry.shape) < 2 or (is_embedding and not self.config.tied_embeddings):
             return entry.nbytes
         packed = packed_bytes(entry.quantization, math.prod(entry.shape[:-1]), entry.shape[-1])
         if packed is None:

@@ -83,12 +83,15 @@ def test_only_a_float_model_is_advised_to_be_quantized(
     assert ("--quantize q4_k" in str(caught.value)) is is_advised
 
 
+@pytest.mark.parametrize("kernels", ["native", "triton"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_for_native_kernels_it_is_their_layout_that_must_fit(tmp_path: Path, tied: bool) -> None:
+def test_for_kernels_with_a_layout_of_their_own_it_is_that_which_must_fit(
+    tmp_path: Path, tied: bool, kernels: str
+) -> None:
     path = tmp_path / "tiny.gguf"
     write_tiny_llama_gguf(path, quantization=gguf.GGMLQuantizationType.Q8_0, tied=tied, vocab=96)
     try:
-        opened = open_base_model(str(path), base_model_id=None, device="cpu", kernels="native", batch_invariant=False)
+        opened = open_base_model(str(path), base_model_id=None, device="cpu", kernels=kernels, batch_invariant=False)
     except InvalidRequest as error:
         pytest.skip(str(error))
     entries = opened.source.entries
