@@ -74,6 +74,8 @@ def attend(
         HAS_SOFTCAP=shape.softcap is not None,
         HAS_WINDOW=shape.window is not None,
         num_warps=8 if table.block_rows >= 64 else 4,  # with 4, sums of 64 rows do not fit into registers
+        # Wide keys and values are not loaded ahead: smaller GPUs have 99 KB of shared memory for a program.
+        num_stages=3 if block_dim * keys.element_size() <= 256 else 1,
     )
     if table.splits:
         _join[(num_tiles, shape.num_kv_heads)](
