@@ -226,7 +226,7 @@ def test_a_scaling_pass_is_computed_in_whole_numbers_however_many_rows_it_has() 
     assert torch.equal(hidden(False, True), hidden(True, False))
 
 
-@pytest.mark.parametrize("num_rows", [9, 70, 200])
+@pytest.mark.parametrize("num_rows", [9, 70, 300])
 def test_adapters_that_share_rows_change_them_as_in_the_reference_however_many_there_are(num_rows: int) -> None:
     model = OneLinear(matrix(100, 256, "F32"), torch.randn(100))
     eager, native = executors(model)
@@ -257,7 +257,7 @@ def test_adapters_that_share_rows_change_them_as_in_the_reference_however_many_t
 
 
 @pytest.mark.parametrize("outputs", [96, 100])
-@pytest.mark.parametrize("num_rows", [17, 70, 200])
+@pytest.mark.parametrize("num_rows", [17, 70, 300])
 def test_in_passes_of_many_rows_adapters_change_the_rows_they_are_for_and_no_others(
     num_rows: int, outputs: int
 ) -> None:
@@ -382,7 +382,7 @@ class Gated:
 
 @pytest.mark.parametrize("adapted", ["half.0", "down", "after"])
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("num_rows", [17, 40, 150])
+@pytest.mark.parametrize("num_rows", [17, 40, 300])
 def test_a_gated_layer_of_many_rows_is_the_same_to_the_bit_activated_at_once_and_beside_adapters(
     num_rows: int, fused: bool, adapted: str
 ) -> None:
