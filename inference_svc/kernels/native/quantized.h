@@ -262,7 +262,8 @@ inline bool pack(Threads& threads, Arena& arena, int32_t type, const uint8_t* da
             }
         });
     });
-    const float largest = *std::max_element(most.begin(), most.end());
+    float largest = 0.0f;
+    for (const float value : most) largest = std::max(largest, value);
     if (std::isinf(largest)) return false;
     if (largest > 0.0f) packed.exponent = 12 - std::ilogb(largest);
     return true;

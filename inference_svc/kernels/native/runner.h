@@ -201,8 +201,9 @@ class Runner : RowWorks {
             }
             deltas.end_matrix();
         }
-        // Often a single half step: the threads then share its rows.
-        const int64_t num_halves = static_cast<int64_t>(deltas.halves.size()), parts = by_rows() ? std::max<int64_t>(num_parts(), t.count()) : 1;
+        const int64_t num_halves = static_cast<int64_t>(deltas.halves.size());
+        // Often there is a single half step: the threads then share its rows.
+        const int64_t parts = by_rows() ? std::max<int64_t>(num_parts(), t.count()) : 1;
         if (!num_halves) return nullptr;
         deltas.find_used(num_blocks());
         t.share(num_halves * parts, 1, [&](int64_t item, int64_t end) {

@@ -37,9 +37,8 @@ class PackedWeights:
         found = LinearLayers(model)
         for layer in found.layers:
             self.of(layer.weight)
-            if all(
-                layer.weight is not table for table in found.tables
-            ):  # rows of an embedding are looked up as they are
+            is_table = any(layer.weight is table for table in found.tables)
+            if not is_table:  # rows of an embedding are looked up as they are
                 layer.weight.release()
 
 

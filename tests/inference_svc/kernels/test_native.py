@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inference_svc.adapters.bank import AdapterBank, LinearDelta
@@ -120,6 +121,31 @@ def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
     error = (product(compiled, weight, x, wide=True).double() - expected).abs() / size
     assert error.max() < 2e-3
     assert error.mean() < (2e-4 if weight_block(quantization) == 256 else 1e-4)
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("quantization", ["Q4_0", "Q4_1", "Q8_0", "Q6_K"])
+def test_a_product_of_many_rows_is_as_exact_where_some_outputs_are_a_thousand_times_smaller(
+    compiled: CompiledCode, quantization: str, largest: float
+) -> None:
+    kind = GGMLQuantizationType[quantization]
+    values = np.random.default_rng(3).standard_normal((16, 256), dtype=np.float32)
+
+    def rows(size: float) -> NDArray[np.uint8]:
+        if kind in PACKED_TYPES:
+            return rows_of_size(kind, 16, 256, size, seed=3)
+        return np.asarray(gguf.quants.quantize(np.float32(size) * values, kind)).view(np.uint8).reshape(16, -1)
+
+    nothing = rows(1.0) * 0  # scales among the rest
+    data = np.concatenate([rows(largest), rows(largest / 1000), nothing])
+    weight = QuantizedTensor(torch.from_numpy(data), kind, (48, 256))
+    x = torch.randn(40, 256, generator=torch.Generator().manual_seed(2))
+    dense = weight.dequantize().double()
+    expected = x.bfloat16().double() @ dense.T
+    error = (product(compiled, weight, x, wide=True).double() - expected).abs()
+    # A bfloat16 keeps 8 bits of a weight, whatever its size; what is nothing becomes 2^-27 of the largest at most.
+    lost = x.abs().double() @ (2**-8 * dense.abs() + 2**-26 * dense.abs().max()).T
+    assert (error <= lost).all()
 
 
 @pytest.mark.parametrize("quantization", ["Q4_1", "Q4_0", "Q8_0", "Q6_K"])
@@ -459,7 +485,15 @@ class BareAttention(OneAttention):
 
 
 @pytest.mark.parametrize(
-    "shape", [*SHAPES, AttentionShape(12, 2, 128, 0.09, window=200), AttentionShape(6, 2, 96, 0.1)], ids=str
+    "shape",
+    # The last has scores so large that keys of 8 bits would show.
+    [
+        *SHAPES,
+        AttentionShape(12, 2, 128, 0.09, window=200),
+        AttentionShape(6, 2, 96, 0.1),
+        AttentionShape(9, 3, 64, 4.0),
+    ],
+    ids=str,
 )
 def test_attention_of_many_rows_is_that_of_the_reference_in_bfloat16(shape: AttentionShape) -> None:
     model = BareAttention(shape)
