@@ -35,7 +35,7 @@ from inference_svc.weights.gguf import GgufFile
 
 DEMO = Path(__file__).parents[2] / "orderings" / "demo"
 NUM_TEXTS, NUM_POSITIONS = 64, 64
-TEXTS_AT_ONCE = 8
+TEXTS_AT_ONCE = 16  # as many rows as take the kernels for many rows when they decode
 Mode = Callable[[BaseModel, Adapters, Tensor, int], Computed]
 MODES: Mapping[str, Mode] = MappingProxyType(
     {"prompt": as_prompt, "decode": token_by_token, "decode-alone": one_by_one}

@@ -120,35 +120,35 @@ int32_t lx_run(Program* program, Library* library, const Pass* pass) {
     return 0;
 }
 
-// The products alone, for tests: y [num_rows, rows of packed].
-void lx_product(Library* library, const Packed* packed, const float* x, int64_t num_rows, float* y) {
-    Rounded rounded;
-    rounded.reserve(num_rows, packed->steps);
-    for (int64_t row = 0; row < num_rows; row++) round_steps(packed->bits, x + row * packed->columns, row, 0, rounded.steps, rounded);
-    library->threads.run([&](int) {
-        begin_matrix_tiles();
-        library->threads.share(packed->tiles, 1, [&](int64_t first, int64_t end) {
-            for (int64_t tile = first; tile < end; tile++)
-                rounded_product_tile(*packed, tile, rounded, 0, num_rows, Output{y, packed->rows, nullptr});
-        });
-        end_matrix_tiles();
-    });
-}
-
-// The same for many rows; false where the processor has no such products.
-int32_t lx_wide_product(Library* library, const Packed* packed, const float* x, int64_t num_rows, float* y) {
-    if (!has_wide_products()) return 0;
+// The products alone, for tests: y [num_rows, rows of packed], by the products of few rows or by those of many that a scaling
+// pass or the rest has. 0 where the processor has no such products.
+int32_t lx_product(Library* library, const Packed* packed, const float* x, int64_t num_rows, float* y, int32_t kind) {
+    enum { ROUNDED, WIDE, FINE };
+    if (kind != ROUNDED && !has_wide_products()) return 0;
     const int64_t stride = packed->tiles * LANES;
     Buffer<float> whole;  // blocks and tiles
     whole.reserve(whole_blocks(num_rows) * stride);
+    Rounded rounded;
     Wide wide;
+    Fine fine;
+    rounded.reserve(num_rows, packed->steps);
     wide.reserve(num_rows, packed->steps);
-    for (int64_t row = 0; row < num_rows; row++) widen_steps(x + row * packed->columns, row, 0, wide.steps, wide);
+    fine.reserve(num_rows, packed->steps);
+    for (int64_t row = 0; row < num_rows; row++) {
+        const float* numbers = x + row * packed->columns;
+        round_steps(packed->bits, numbers, row, 0, packed->steps, rounded);
+        widen_steps(numbers, row, 0, packed->steps, wide);
+        fine_row(numbers, packed->columns, row, fine);
+    }
+    const Output output{whole.data(), stride, nullptr};
     library->threads.run([&](int) {
-        begin_wide_tiles();
+        kind == ROUNDED ? begin_matrix_tiles() : begin_wide_tiles();
         library->threads.share((packed->tiles + 1) / 2, 1, [&](int64_t first, int64_t end) {
-            for (int64_t pair = first; pair < end; pair++)
-                wide_product(*packed, 2 * pair, wide, 0, num_rows, MoreSteps(), Output{whole.data(), stride, nullptr});
+            for (int64_t tile = 2 * first; tile < std::min(2 * end, packed->tiles); tile++) {
+                if (kind == ROUNDED) rounded_product_tile(*packed, tile, rounded, 0, num_rows, output);
+                if (kind == WIDE && tile % 2 == 0) wide_product(*packed, tile, wide, 0, num_rows, MoreSteps(), output);
+                if (kind == FINE && tile % 2 == 0) fine_product(*packed, tile, fine, 0, num_rows, output);
+            }
         });
         end_matrix_tiles();
     });

@@ -8,6 +8,7 @@
 
 #include "adapters.h"
 #include "attention.h"
+#include "fine_products.h"
 #include "memory.h"
 #include "products.h"
 #include "quantized.h"
@@ -119,6 +120,7 @@ struct Program {
     // Working memory of a pass.
     Rounded rounded[2];  // for 4-bit codes, for 8-bit codes
     Wide wide[2];  // of which the second has what was activated in the cache
+    Fine fine;
     Wide wide_low;  // low-rank products of an operation
     std::vector<uint8_t> rows_in_blocks;  // [banks][blocks]: a bank has rows there
     std::vector<QueryTile> tiles;

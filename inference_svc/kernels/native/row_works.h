@@ -30,10 +30,10 @@ class RowWorks {
 
     float* row_of(int32_t value, int64_t row) { return p.at(value) + row * p.values[value].stride; }
 
-    // A program with an input is the head: what it loses would be lost in the logits at once. A scaling pass would lose more
-    // of the scalings than is promised.
-    bool is_wide() const {
-        return pass.num_rows >= ROWS_FOR_WIDE && !invariant && !pass.has_scaling_pass && p.input < 0 && has_wide_products();
+    bool is_wide() const { return pass.num_rows >= ROWS_FOR_WIDE && !invariant && !keeps_more() && has_wide_products(); }
+
+    bool is_fine() const {
+        return pass.num_rows >= ROWS_FOR_FINE && !invariant && keeps_more() && has_wide_products() && p.most_steps <= MOST_FINE_STEPS;
     }
 
     static Vector activated(Kind kind, Vector x) {
@@ -53,6 +53,10 @@ class RowWorks {
     }
 
   private:
+    // A program with an input is the head: what bfloat16 loses would be lost in the logits at once. Of a scaling pass, more of
+    // the scalings would be lost than is promised.
+    bool keeps_more() const { return pass.has_scaling_pass || p.input >= 0; }
+
     void embed(const Operation& o, int64_t row) {
         float* out = row_of(o.output, row);
         unpack_row(o.table.type, o.table.data + pass.token_ids[row] * o.table.row_bytes, o.table.in_features, out);
@@ -115,6 +119,10 @@ class RowWorks {
             if (matrix.packed) is_read[matrix.packed->bits / 8] = true;
         if (is_wide()) {
             if (is_read[0] || is_read[1]) widen_steps(x, row, first / 32, end / 32, p.wide[0]);
+            return;
+        }
+        if (is_fine()) {
+            if (is_read[0] || is_read[1]) fine_row(x, o.matrices[0].in_features, row, p.fine);
             return;
         }
         for (const int bits : {4, 8})

@@ -27,6 +27,7 @@ class Runner : RowWorks {
                 std::memcpy(p.at(p.input) + row * value.stride, pass.input + row * value.width, value.width * sizeof(float));
         }
         for (Rounded& rounded : p.rounded) rounded.reserve(pass.num_rows, p.most_steps);
+        if (is_fine()) p.fine.reserve(pass.num_rows, p.most_steps);
         if (is_wide()) {
             for (Wide& wide : p.wide) wide.reserve(pass.num_rows, p.most_steps);
             find_rows_in_blocks();
@@ -37,8 +38,8 @@ class Runner : RowWorks {
     }
 
     void run([[maybe_unused]] int thread) {
-        const bool tiles = is_wide() || pass.num_rows >= ROWS_FOR_MATRIX_TILES;
-        if (is_wide())
+        const bool tiles = is_wide() || is_fine() || pass.num_rows >= ROWS_FOR_MATRIX_TILES;
+        if (is_wide() || is_fine())
             begin_wide_tiles();
         else if (tiles)
             begin_matrix_tiles();
@@ -141,8 +142,9 @@ class Runner : RowWorks {
 
     static constexpr int64_t EVERY = int64_t{1} << 40;  // column
 
-    // With many rows a thread takes a part of them through what is done row by row; with few, a part of the columns.
-    bool by_rows() const { return pass.num_rows >= 2 * ROWS * t.count(); }
+    // With many rows a thread takes a part of them through what is done row by row; with few, a part of the columns, if it
+    // can do without the others.
+    bool by_rows() const { return is_fine() || pass.num_rows >= 2 * ROWS * t.count(); }
 
     void linear(const Operation& o, const Wide& wide) {
         const int32_t input = o.inputs[0];
@@ -280,6 +282,10 @@ class Runner : RowWorks {
             if (tile % 2) return;
             const MoreSteps more = more_steps(deltas, index, matrix.out_features, tile, first_row, end_row, p.wide_low);
             return wide_product(*matrix.packed, tile, wide, first_row, end_row, more, output);
+        }
+        if (matrix.packed && is_fine()) {
+            if (tile % 2) return;
+            return fine_product(*matrix.packed, tile, p.fine, first_row, end_row, output);
         }
         if (matrix.packed)
             return rounded_product_tile(*matrix.packed, tile, p.rounded[matrix.packed->bits / 8], first_row, end_row, output);
