@@ -1,9 +1,9 @@
 // Products of many rows that keep more than bfloat16 does: matrix tiles of whole numbers of 16 bits.
 //
 // A row of activations has one scale, an output of a matrix has one, and what they count are whole numbers of two bytes each:
-// high * 256 + low. Tiles multiply high by high, high by low and low by high, and add them up over all columns, exactly; low by
-// low, some 2^-14 of a sum, is left out. That costs half as much again as bfloat16 and loses some 2^-12 instead of 2^-8. Not for
-// the invariant mode: products of few rows round otherwise.
+// high * 256 + low. Tiles multiply both parts of the one by both of the other, and add them up over all columns, exactly. That
+// costs twice what bfloat16 does and keeps 16 bits of a row's largest number: a number of a hundredth of that still has 9. Not
+// for the invariant mode: products of few rows round otherwise.
 #pragma once
 #include "wide_products.h"
 
@@ -79,7 +79,7 @@ Vector fine_tile(const Packed& w, int64_t index, uint8_t* out) {
     const __m128i count = _mm_cvtsi32_si128(shift);
     for (int64_t step = 0; step < w.steps; step++) {
         const uint8_t* packed = tile + step * w.step_bytes;
-        for (int64_t line = 0; line < w.step_bytes; line += 64) prefetch(packed + 2 * w.steps * w.step_bytes + line);
+        for (int64_t line = 0; line < w.step_bytes; line += 64) prefetch(packed + w.steps * w.step_bytes + line);
         const Numbers<BITS, HALVES, MIN> numbers(packed, zero);
         __m512i scale[2], minimum[2];  // of columns 0-15, and 16-31
         for (int half = 0; half < 2; half++) {
@@ -107,71 +107,51 @@ Vector fine_tile(const Packed& w, int64_t index, uint8_t* out) {
     return most * (1.0f / MOST_OF_WEIGHT);
 }
 
-// TILES (1 or 2) tiles of 16 outputs for a block of rows. Sums of high by high are in the registers 0 and 1, the others in 2 and
-// 3; activations in 4 (high) and 5 (low), weights in 6 and 7.
-template <int TILES>
-void fine_block(const Packed& w, int64_t index, const uint8_t* numbers, const Vector* counts, const Fine& x, int64_t row, int64_t end,
-                const Output& output) {
-    const int64_t steps = (w.steps + 1) / 2;
-    const FineStep* activations = x.block(row / ROWS);
+// A tile of 16 outputs for a block of rows. Each product of parts has a register to be added up in, 0-3; activations are in 4
+// (high) and 5 (low), weights in 6 and 7. So no sum waits for the product before it.
+inline void fine_block(const Packed& w, int64_t index, const uint8_t* numbers, Vector counts, const Fine& x, int64_t row, int64_t end,
+                       const Output& output) {
     alignas(64) int32_t sums[4][ROWS][LANES];
+    const FineStep* activations = x.block(row / ROWS);
     float* y = output.at(row, index * LANES);
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    for (int64_t step = 0; step < steps; step++) {
-        const uint8_t *first = numbers + step * 2048, *second = first + steps * 2048;
-        for (int64_t line = 2 * step; line < std::min<int64_t>(2 * step + 2, ROWS); line++)
-            for (int tile = 0; tile < TILES; tile++) prefetch_to_write(y + line * output.stride + tile * LANES);
-        // A sum is ready for its next product only after others have begun.
-        _tile_loadd(5, activations[step].low, 64);
-        _tile_loadd(6, first, 64);
-        _tile_dpbssd(2, 5, 6);
+    for (int64_t step = 0; step < (w.steps + 1) / 2; step++) {
+        for (int64_t line = 2 * step; line < std::min<int64_t>(2 * step + 2, ROWS); line++) prefetch_to_write(y + line * output.stride);
         _tile_loadd(4, activations[step].high, 64);
+        _tile_loadd(6, numbers + step * 2048, 64);
         _tile_dpbssd(0, 4, 6);
-        if constexpr (TILES == 2) {
-            _tile_loadd(7, second, 64);
-            _tile_dpbssd(3, 5, 7);
-        }
-        _tile_loadd(6, first + 1024, 64);
-        _tile_dpbssd(2, 4, 6);
-        if constexpr (TILES == 2) {
-            _tile_dpbssd(1, 4, 7);
-            _tile_loadd(5, second + 1024, 64);
-            _tile_dpbssd(3, 4, 5);
-        }
+        _tile_loadd(5, activations[step].low, 64);
+        _tile_dpbssd(1, 5, 6);
+        _tile_loadd(7, numbers + step * 2048 + 1024, 64);
+        _tile_dpbssd(2, 4, 7);
+        _tile_dpbssd(3, 5, 7);
     }
     _tile_stored(0, sums[0], 64);
-    if constexpr (TILES == 2) _tile_stored(1, sums[1], 64);
+    _tile_stored(1, sums[1], 64);
     _tile_stored(2, sums[2], 64);
-    if constexpr (TILES == 2) _tile_stored(3, sums[3], 64);
+    _tile_stored(3, sums[3], 64);
     fence();
-    for (int tile = 0; tile < TILES; tile++) {
-        const int64_t first = (index + tile) * LANES;
-        const int count = static_cast<int>(std::min<int64_t>(LANES, w.rows - first));
-        for (int64_t m = 0; m < std::min<int64_t>(ROWS, end - row); m++) {
-            const Vector high = (Vector)_mm512_cvtepi32_ps(_mm512_load_si512(sums[tile][m]));
-            const Vector low = (Vector)_mm512_cvtepi32_ps(_mm512_load_si512(sums[2 + tile][m]));
-            output.put(row + m, first, count, fma(high, splat(256.0f), low) * counts[tile] * (256.0f * x.scales.data()[row + m]));
-        }
+    auto sum = [&](int part, int64_t m) { return (Vector)_mm512_cvtepi32_ps(_mm512_load_si512(sums[part][m])); };
+    const int count = static_cast<int>(std::min<int64_t>(LANES, w.rows - index * LANES));
+    for (int64_t m = 0; m < std::min<int64_t>(ROWS, end - row); m++) {
+        const Vector whole = fma(fma(sum(0, m), splat(256.0f), sum(1, m) + sum(2, m)), splat(256.0f), sum(3, m));
+        output.put(row + m, index * LANES, count, whole * counts * x.scales.data()[row + m]);
     }
 }
 
-// Two tiles of 16 outputs, or one at the end, for rows row..end, of which the first is the first of a block.
+// A tile of 16 outputs for rows row..end, of which the first is the first of a block.
 inline void fine_product(const Packed& w, int64_t tile, const Fine& x, int64_t row, int64_t end, const Output& output) {
     static thread_local Buffer<uint8_t> numbers;
-    const int64_t bytes = (w.steps + 1) / 2 * 2048;
-    uint8_t* room = numbers.reserve(2 * bytes);
-    const int64_t count = std::min<int64_t>(2, w.tiles - tile);
-    Vector counts[2];
+    uint8_t* room = numbers.reserve((w.steps + 1) / 2 * 2048);
+    Vector counts;
     by_coding(w, [&](auto bits, auto halves, auto has_min) {
-        for (int64_t i = 0; i < count; i++)
-            counts[i] = fine_tile<decltype(bits)::value, decltype(halves)::value, decltype(has_min)::value>(w, tile + i, room + i * bytes);
+        counts = fine_tile<decltype(bits)::value, decltype(halves)::value, decltype(has_min)::value>(w, tile, room);
     });
     fence();
-    for (; row < end; row += ROWS)
-        count == 2 ? fine_block<2>(w, tile, room, counts, x, row, end, output) : fine_block<1>(w, tile, room, counts, x, row, end, output);
+    for (; row < end; row += ROWS) fine_block(w, tile, room, counts, x, row, end, output);
 }
 #else
 inline void fine_row(const float*, int64_t, int64_t, Fine&) {}

@@ -147,7 +147,7 @@ int32_t lx_product(Library* library, const Packed* packed, const float* x, int64
             for (int64_t tile = 2 * first; tile < std::min(2 * end, packed->tiles); tile++) {
                 if (kind == ROUNDED) rounded_product_tile(*packed, tile, rounded, 0, num_rows, output);
                 if (kind == WIDE && tile % 2 == 0) wide_product(*packed, tile, wide, 0, num_rows, MoreSteps(), output);
-                if (kind == FINE && tile % 2 == 0) fine_product(*packed, tile, fine, 0, num_rows, output);
+                if (kind == FINE) fine_product(*packed, tile, fine, 0, num_rows, output);
             }
         });
         end_matrix_tiles();

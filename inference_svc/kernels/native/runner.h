@@ -283,10 +283,7 @@ class Runner : RowWorks {
             const MoreSteps more = more_steps(deltas, index, matrix.out_features, tile, first_row, end_row, p.wide_low);
             return wide_product(*matrix.packed, tile, wide, first_row, end_row, more, output);
         }
-        if (matrix.packed && is_fine()) {
-            if (tile % 2) return;
-            return fine_product(*matrix.packed, tile, p.fine, first_row, end_row, output);
-        }
+        if (matrix.packed && is_fine()) return fine_product(*matrix.packed, tile, p.fine, first_row, end_row, output);
         if (matrix.packed)
             return rounded_product_tile(*matrix.packed, tile, p.rounded[matrix.packed->bits / 8], first_row, end_row, output);
         for (int64_t first = tile * 16; first < std::min(tile * 16 + 16, matrix.out_features); first += 4) {
