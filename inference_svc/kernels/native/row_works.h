@@ -31,9 +31,10 @@ class RowWorks {
     float* row_of(int32_t value, int64_t row) { return p.at(value) + row * p.values[value].stride; }
 
     // A program with an input is the head: what it loses would be lost in the logits at once. A scaling pass would lose more
-    // of the scalings than is promised.
+    // of the scalings than is promised. In the invariant mode what a row is decides, not how many there are.
     bool is_wide() const {
-        return pass.num_rows >= ROWS_FOR_WIDE && !invariant && !pass.has_scaling_pass && p.input < 0 && has_wide_products();
+        if (p.input >= 0 || pass.has_scaling_pass || !has_wide_products()) return false;
+        return invariant ? pass.is_of_prompts : pass.num_rows >= ROWS_FOR_WIDE;
     }
 
     static Vector activated(Kind kind, Vector x) {
