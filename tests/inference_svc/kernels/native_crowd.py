@@ -76,7 +76,8 @@ def bank_of(model: TwoLayers, digest: str, ranks: Sequence[int], names: str, *, 
     """Random adapters of these ranks, one expert each, on the modules of both layers that `names` names."""
     chance = torch.Generator().manual_seed(sum(map(ord, digest)))
     experts = torch.arange(len(ranks)).repeat_interleave(torch.tensor(ranks))
-    deltas, rows = {}, {}
+    deltas: dict[str, LinearDelta] = {}
+    rows: dict[str, int] = {}
     for path, linear in model.linears.items():
         if path.split(".")[1] in names.split():
             outputs, columns = linear.weight.shape
@@ -148,7 +149,7 @@ class Crowd:
             is_of_prompts=is_of_prompts,
         )
         hidden = self._executor.hidden_states(batch, self._cache)
-        for (index, _), part in zip(step, hidden.split([count for _, count in step]), strict=True):
+        for (index, _), part in zip(step, torch.split(hidden, [count for _, count in step]), strict=True):
             self._hidden[index].append(part)
 
     @property

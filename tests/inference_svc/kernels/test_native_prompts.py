@@ -181,4 +181,4 @@ def test_logits_are_computed_in_whole_numbers_however_many_rows_ask_for_them(
 ) -> None:
     hidden = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(3))
     together = native.logits(hidden, ())
-    assert torch.equal(together, torch.cat([native.logits(row, ()) for row in hidden.split(1)]))
+    assert torch.equal(together, torch.cat([native.logits(row, ()) for row in torch.split(hidden, 1)]))
