@@ -15,6 +15,7 @@ from inference_svc.engine.engine import Engine, EngineConfig
 from inference_svc.kv_cache.cache import KVCache
 from inference_svc.layers.batch import ForwardBatch
 from inference_svc.models.base_model import BaseModel
+from inference_svc.scheduling.sequence import ScheduledSequence
 from tests.inference_svc.engine.crowd import (
     KINDS,
     SYSTEM_PROMPT,
@@ -61,6 +62,33 @@ def test_a_prompt_that_contains_an_earlier_answer_is_computed_as_a_prompt(
     # Asked once more, the earlier request finds its own prompt, and none of what was computed as a prompt after it.
     again = request(KINDS[kind], SYSTEM_PROMPT, new=30)
     assert answered(Reader(engine, again).until_the_end()) == solo.answer(again)
+    ended(engine)
+
+
+@pytest.mark.parametrize("kind", ["base", "lora", "xlora"])
+def test_an_answer_that_is_computed_anew_finds_nothing_that_was_computed_as_another_prompt(
+    base: BaseModel, registry: AdapterRegistry, solo: Solo, kind: str
+) -> None:
+    long = request(KINDS[kind], SYSTEM_PROMPT, new=60)
+    answer = [token.token_id for token in solo.answer(long).tokens]
+    engine = Engine(base, registry, EngineConfig(kv_cache_tokens=4096, slow_reader_seconds=300))
+    scheduler, schedule = engine.scheduler, engine.scheduler.schedule
+    is_due = True
+
+    def preempt_once_and_schedule() -> list[ScheduledSequence]:
+        nonlocal is_due
+        if is_due and scheduler.num_running and len(scheduler._running[0].token_ids) >= len(SYSTEM_PROMPT) + 50:
+            scheduler._preempt(scheduler._running[0])
+            is_due = False
+        return schedule()
+
+    scheduler.schedule = preempt_once_and_schedule  # type: ignore[method-assign]
+    engine.start()
+    # The other one's prompt is what the answer will be, and is computed before it.
+    other = Reader(engine, request(KINDS[kind], (*SYSTEM_PROMPT, *answer[:45]), new=1))
+    finished_of(other)
+    assert answered(Reader(engine, long).until_the_end()) == solo.answer(long)
+    assert not is_due
     ended(engine)
 
 
