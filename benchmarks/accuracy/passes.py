@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,8 +48,11 @@ class Texts:
         self._cache, self._scaling_cache = (self._new_cache(num_texts * blocks_each) for _ in range(2))
 
     @torch.inference_mode()
-    def advance(self, count: int, num_results: int) -> Computed:
-        """Run the next `count` positions of every text in one pass; results of the last `num_results` of them."""
+    def advance(self, count: int, num_results: int, *, is_prompt: bool) -> Computed:
+        """Run the next `count` positions of every text in one pass; results of the last `num_results` of them.
+
+        They are of a prompt, or generated after it.
+        """
         executor, bank, classifier = self._base.executor, self._adapters.bank, self._adapters.classifier
         num_texts = len(self._tokens)
         rows = torch.arange(num_texts * count)
@@ -62,7 +65,8 @@ class Texts:
                 scalings = classifier.scalings(hidden.float())
                 factors = scalings.to(executor.dtype)
             changes = (AdapterRows(bank, rows, factors),)
-        hidden = executor.hidden_states(self._batch(count, changes), self._cache)
+        batch = replace(self._batch(count, changes), is_of_prompts=is_prompt and executor.separates_prompts)
+        hidden = executor.hidden_states(batch, self._cache)
         self._position += count
         kept = rows.reshape(num_texts, count)[:, count - num_results :].flatten()
         # No adapter here changes the head.
@@ -95,14 +99,14 @@ class Texts:
 
 def as_prompt(base: BaseModel, adapters: Adapters, tokens: Tensor, num_results: int) -> Computed:
     """All positions but the last token's in one pass."""
-    return Texts(base, adapters, tokens).advance(tokens.shape[1] - 1, num_results)
+    return Texts(base, adapters, tokens).advance(tokens.shape[1] - 1, num_results, is_prompt=True)
 
 
 def token_by_token(base: BaseModel, adapters: Adapters, tokens: Tensor, num_results: int) -> Computed:
     """The positions before the results in one pass, then each in a pass of its own; all texts side by side."""
     texts = Texts(base, adapters, tokens)
-    texts.advance(tokens.shape[1] - 1 - num_results, 1)
-    steps = [texts.advance(1, 1) for _ in range(num_results)]
+    texts.advance(tokens.shape[1] - 1 - num_results, 1, is_prompt=True)
+    steps = [texts.advance(1, 1, is_prompt=False) for _ in range(num_results)]
     scalings = [step.scalings for step in steps if step.scalings is not None]
     return Computed(torch.cat([step.logits for step in steps], 1), torch.cat(scalings, 1) if scalings else None)
 

@@ -10,6 +10,7 @@ from inference_svc.adapters.bank import AdapterBank
 from inference_svc.adapters.classifier import Classifier, XLoraOverrides
 
 BASE_CACHE_IDENTITY = "base"
+BASE_SCALING_PASS_CACHE_IDENTITY = "scaling pass of base"  # where the base model computes prompts in another way
 
 
 class AdapterKind(Enum):
@@ -82,11 +83,13 @@ class XLoraMixture:
         """Names everything that its keys and values depend on."""
         return f"xlora {self.bank.digest} {self.classifier.config!r}"
 
-    @property
-    def scaling_cache_identity(self) -> str:
-        """The same for its scaling pass: that with the value 0 is the plain base model."""
+    def scaling_cache_identity(self, *, separates_prompts: bool) -> str:
+        """The same for its scaling pass: that with the value 0 is the plain base model.
+
+        Where prompts are separated, the base model computes them otherwise: a scaling pass shares with others alone.
+        """
         if self.classifier.config.scaling_pass_value == 0.0:
-            return BASE_CACHE_IDENTITY
+            return BASE_SCALING_PASS_CACHE_IDENTITY if separates_prompts else BASE_CACHE_IDENTITY
         return f"scaling pass of {self.cache_identity}"
 
 

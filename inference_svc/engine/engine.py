@@ -220,6 +220,10 @@ class Engine:
 
     def _sequence(self, request: GenerationRequest, mixture: Mixture, max_total_tokens: int) -> Sequence:
         xlora, response, is_shared = mixture.xlora, request.response, self.config.prefix_caching
+        separates_prompts = self._runner.executor.separates_prompts
+        scaling_identity: str | None = None
+        if xlora is not None:
+            scaling_identity = xlora.scaling_cache_identity(separates_prompts=separates_prompts)
         return Sequence(
             request.request_id,
             list(request.prompt_token_ids),
@@ -230,8 +234,9 @@ class Engine:
             reports_positions=response.prompt_logprobs is not None
             or (xlora is not None and response.scalings is not ScalingsDetail.NONE),
             blocks=BlockTable(mixture.cache_identity if is_shared else None),
-            scaling_blocks=BlockTable(xlora.scaling_cache_identity if is_shared and xlora is not None else None),
+            scaling_blocks=BlockTable(scaling_identity if is_shared else None),
             switch_length=self._switch_length,
+            separates_prompts=separates_prompts,
         )
 
     def _check_accepting(self) -> None:

@@ -3,7 +3,8 @@
 A step is one pass, or two if X-LoRA rows without scalings are in it. The first is the scaling pass of these, in blocks
 of its own (the plain base model, if the scaling pass value is 0), without positions whose blocks are shared and so
 computed; the hidden states in these blocks give the scalings. The other pass carries the rows of all requests. It has
-the many rows, so it is there that kernels for many rows pay; those of a scaling pass give up less accuracy.
+the many rows, so it is there that kernels for many rows pay; those of a scaling pass give up less accuracy. Where the
+executor separates prompts, the real pass is two as well: one of rows of prompts, one of what is generated.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class _Classified:
 
 
 class _Workspace:
-    """What one of the two passes of a step keeps for the next step."""
+    """What one of the passes of a step keeps for the next step."""
 
     def __init__(self, cache: KVCache, dtype: torch.dtype, device: torch.device) -> None:
         self.buffers = StepBuffers(cache.block_size, device)
@@ -90,23 +91,37 @@ class ModelRunner:
         self.device = device
         self._scaling_pass = _Workspace(cache, executor.dtype, device)
         self._real_pass = _Workspace(cache, executor.dtype, device)
+        self._prompts = _Workspace(cache, executor.dtype, device)  # their real pass, where they have one of their own
 
     @torch.inference_mode()
     def run(self, requests: Sequence[RowRequest]) -> list[RowResult]:
         """Compute the scheduled rows; results in the order of the requests."""
         results = {id(request): RowResult(None, None) for request in requests}
-        scalings = {id(request): _frozen(request) for request in requests if request.scheduled.sequence.is_frozen}
-        mixtures = [r for r in requests if r.mixture.xlora is not None and id(r) not in scalings]
-        if scaling_pass := _pieces(mixtures, scalings, is_scaling_pass=True):
+        frozen = {id(request): _frozen(request) for request in requests if request.scheduled.sequence.is_frozen}
+        mixtures = [r for r in requests if r.mixture.xlora is not None and id(r) not in frozen]
+        if scaling_pass := _pieces(mixtures, frozen, is_scaling_pass=True):
             self._run_pass(self._scaling_pass, scaling_pass, _adapted_rows(scaling_pass), results)
+        if not self.executor.separates_prompts:
+            self._run_real_pass(self._real_pass, requests, frozen, results)
+        else:
+            prompts, others = _separated(requests)
+            self._run_real_pass(self._prompts, prompts, frozen, results)
+            self._run_real_pass(self._real_pass, others, frozen, results)
+        return [results[id(request)] for request in requests]
+
+    def _run_real_pass(
+        self,
+        work: _Workspace,
+        requests: Sequence[RowRequest],
+        frozen: Mapping[int, Tensor],
+        results: dict[int, RowResult],
+    ) -> None:
+        mixtures = [r for r in requests if r.mixture.xlora is not None and id(r) not in frozen]
         classified = self._classified([request for request in mixtures if request.scheduled.num_tokens])
         grouped = {id(request): part for group in classified for request, part in group.parts()}
-        scalings |= grouped
-        if real_pass := _pieces(requests, scalings, is_scaling_pass=False):
-            own = [piece for piece in real_pass if id(piece.request) not in grouped]
-            adapted = _adapted_rows(own) + _rows_of_groups(real_pass, classified)
-            self._run_pass(self._real_pass, real_pass, adapted, results)
-        return [results[id(request)] for request in requests]
+        if pieces := _pieces(requests, {**frozen, **grouped}, is_scaling_pass=False):
+            own = [piece for piece in pieces if id(piece.request) not in grouped]
+            self._run_pass(work, pieces, _adapted_rows(own) + _rows_of_groups(pieces, classified), results)
 
     def _classified(self, requests: Sequence[RowRequest]) -> list[_Classified]:
         """Scalings of the rows of X-LoRA requests, those with one classifier in one product."""
@@ -136,7 +151,9 @@ class ModelRunner:
     ) -> None:
         batch = self._batch(work, pieces, adapted)
         hidden = self.executor.hidden_states(batch, self.cache)
-        if any(piece.table.identity == BASE_CACHE_IDENTITY or piece.is_scaling_pass for piece in pieces):
+        # Those of the base model serve scaling passes that are the same: not where prompts are separated.
+        shares_base = not self.executor.separates_prompts
+        if batch.has_scaling_pass or (shares_base and any(p.table.identity == BASE_CACHE_IDENTITY for p in pieces)):
             self.cache.write_hidden(batch.slots, hidden)
         self._logits(work, [piece for piece in pieces if not piece.is_scaling_pass], batch, hidden, results)
 
@@ -152,8 +169,11 @@ class ModelRunner:
             if self.device.type != "cpu":
                 blocks = blocks.to(self.device)
             segments.append(AttentionSegment(piece.first_row, piece.num_rows, positions.start, blocks))
-        has_scaling_pass = any(piece.is_scaling_pass for piece in pieces)
-        return ForwardBatch(*buffers.tensors(), tuple(segments), work.groups.of(adapted), has_scaling_pass)
+        has_scaling_pass = last.is_scaling_pass
+        groups = work.groups.of(adapted)
+        return ForwardBatch(
+            *buffers.tensors(), tuple(segments), groups, has_scaling_pass, is_of_prompts=work is self._prompts
+        )
 
     def _logits(
         self,
@@ -192,6 +212,14 @@ class ModelRunner:
         on_host = logits.cpu().numpy()
         for piece, rows_of_piece in chosen:
             results[id(piece.request)].logits = on_host[rows_of_piece.start : rows_of_piece.stop]
+
+
+def _separated(requests: Sequence[RowRequest]) -> tuple[list[RowRequest], list[RowRequest]]:
+    """Requests whose rows are of their prompts, and those whose rows are of what was generated."""
+    prompts = [request for request in requests if request.scheduled.is_of_prompt]
+    for scheduled in (request.scheduled for request in prompts):
+        assert scheduled.positions.stop <= scheduled.sequence.num_prompt_tokens, "a step goes beyond a prompt's end"
+    return prompts, [request for request in requests if not request.scheduled.is_of_prompt]
 
 
 def _pieces(requests: Sequence[RowRequest], scalings: Mapping[int, Tensor], *, is_scaling_pass: bool) -> list[_Piece]:

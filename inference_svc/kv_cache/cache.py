@@ -10,7 +10,8 @@ class KVCache:
     """Keys and values by layer, block and slot. Which block belongs to whom is the block pool's business.
 
     Beside them lie the hidden states after the final norm: with them an X-LoRA request that shares blocks of the
-    scaling pass, with a base request or with another mixture, gets its scalings without that pass.
+    scaling pass, with another mixture or, unless prompts are separated, with a base request, gets its scalings without
+    that pass.
     """
 
     def __init__(

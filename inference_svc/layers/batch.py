@@ -59,3 +59,5 @@ class ForwardBatch:
     adapters: tuple[AdapterRows, ...] = field(default=())
     # Hidden states of some rows go to a classifier, and its softmax is sensitive: executors give up less accuracy here.
     has_scaling_pass: bool = False
+    # All rows are of prompts, in their real pass: only where the executor separates these from what is generated.
+    is_of_prompts: bool = False

@@ -19,6 +19,8 @@ from inference_svc.weights.quantization import QuantizedTensor
 class EagerExecutor:
     """Runs a model by calling its definition for every pass; on any device."""
 
+    separates_prompts = False
+
     def __init__(self, model: ModelDefinition, kernels: Kernels, dtype: torch.dtype) -> None:
         self.model = model
         self.kernels = kernels

@@ -26,6 +26,15 @@ class Executor(Protocol):
         ...
 
     @property
+    def separates_prompts(self) -> bool:
+        """True if it computes rows of prompts otherwise than what is generated.
+
+        Both so need passes of their own, and what was computed as the one does not do for the other. Scaling passes are
+        computed as what is generated is, whatever their rows are.
+        """
+        ...
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of hidden states and scalings."""
         ...

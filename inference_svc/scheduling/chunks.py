@@ -36,10 +36,13 @@ def share_between_prompts(prompts: Seq[Sequence], budget: int) -> list[Scheduled
 
 
 def _most_tokens(sequence: Sequence) -> int:
-    if sequence.frozen_from is not None and not sequence.is_frozen:
-        # Computed anew: no step has rows on both sides of the position at which the scaling pass ended.
-        return min(sequence.num_pending, sequence.frozen_from - sequence.num_computed)
-    return sequence.num_pending
+    # Computed anew: no step has rows on both sides of the position at which the scaling pass ended, nor, where prompts
+    # are separated, of the prompt's end.
+    most, num_computed = sequence.num_pending, sequence.num_computed
+    for end in (sequence.frozen_from, sequence.num_prompt_tokens if sequence.separates_prompts else None):
+        if end is not None and end > num_computed:
+            most = min(most, end - num_computed)
+    return most
 
 
 def wanted_rows(sequence: Sequence) -> int:

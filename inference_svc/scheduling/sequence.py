@@ -42,6 +42,8 @@ class Sequence:
     # Once there are more tokens than this, all of them have other rotary positions: what was computed is of no use.
     switch_length: int | None = None
     has_switched: bool = False
+    # The prompt is computed in another way than what is generated: never in one pass, and shared as a prompt alone.
+    separates_prompts: bool = False
     lookup: PromptLookup = field(default_factory=PromptLookup)
     hit_rates: HitRates = field(default_factory=HitRates)  # of drafts
 
@@ -116,12 +118,15 @@ class Sequence:
 
     @property
     def num_shareable(self) -> int:
-        """Positions that run with the scalings that any other request would have: only their blocks are shared."""
-        if self.frozen_from is not None:
-            return self.frozen_from
-        if isinstance(self.granularity, RecomputedEvery) and self.granularity.passes > 1:
-            return self.num_prompt_tokens
-        return self.max_total_tokens
+        """Positions that any other request would compute in the same way: only their blocks are shared.
+
+        With other scalings it would not; nor, where prompts are separated, what was generated here as part of a prompt.
+        """
+        if self.separates_prompts or (isinstance(self.granularity, RecomputedEvery) and self.granularity.passes > 1):
+            most = self.num_prompt_tokens
+        else:
+            most = self.max_total_tokens
+        return most if self.frozen_from is None else min(most, self.frozen_from)
 
     @property
     def is_frozen(self) -> bool:
@@ -152,6 +157,11 @@ class ScheduledSequence:
             return known
         assert self.draft is not None
         return known + self.draft.token_ids[: len(positions) - len(known)]
+
+    @property
+    def is_of_prompt(self) -> bool:
+        """Its tokens are the prompt's: all or, where prompts are separated, none of them; without, the first is."""
+        return self.first_position < self.sequence.num_prompt_tokens
 
     @property
     def num_rows(self) -> int:

@@ -73,10 +73,16 @@ class ServedModel:
         """The banks behind a selection."""
         return self.registry.lease(selection).mixture
 
-    def start(self, token_ids: Seq[int], mixture: Mixture) -> Sequence:
-        """A sequence with room for its tokens."""
+    def start(self, token_ids: Seq[int], mixture: Mixture, num_prompt_tokens: int | None = None) -> Sequence:
+        """A sequence with room for its tokens: a prompt, or a prompt and what was generated after it."""
         sequence = Sequence(
-            "test", list(token_ids), 0, len(token_ids), mixture.xlora is not None, switch_length=self.switch_length
+            "test",
+            list(token_ids),
+            len(token_ids) if num_prompt_tokens is None else num_prompt_tokens,
+            len(token_ids),
+            mixture.xlora is not None,
+            switch_length=self.switch_length,
+            separates_prompts=self.runner.executor.separates_prompts,
         )
         if sequence.must_switch:
             sequence.switch()

@@ -43,6 +43,11 @@ class CompiledCode:
         self.unpacked: list[str] = []  # paths whose scales do not fit the packed layout
         weakref.finalize(self, self.code.lx_library_free, self.pointer)
 
+    @property
+    def has_wide_products(self) -> bool:
+        """This processor multiplies passes of many rows in bfloat16."""
+        return bool(self.code.lx_has_wide_products())
+
     def packed(self, path: str, weight: QuantizedTensor) -> c_void_p | None:
         """The weight in the native layout; None: its products are computed in float32."""
         if self.exact or weight.quantization.name not in CODED:

@@ -66,6 +66,7 @@ class _Pass(Structure):
         ("layer_size", c_int64),
         ("half_cache", c_int32),
         ("has_scaling_pass", c_int32),
+        ("is_of_prompts", c_int32),
         ("input", c_void_p),
         ("output", c_void_p),
     )
@@ -85,6 +86,9 @@ class NativeExecutor:
         """
         self.compiled = CompiledCode(num_threads, exact=exact, batch_invariant=batch_invariant)
         self.batch_invariant = batch_invariant or exact
+        # Products of many rows are quicker in another arithmetic. Where the number of rows may not choose it, prompts
+        # have it always, and what is generated never.
+        self.separates_prompts = batch_invariant and not exact and self.compiled.has_wide_products
         self.cache_dtype = torch.float32 if exact else torch.float16
         self._linears: dict[str, int] = {}
         self._tables: weakref.WeakKeyDictionary[AdapterBank, _Table] = weakref.WeakKeyDictionary()
@@ -114,6 +118,7 @@ class NativeExecutor:
             layer_size=keys[0].numel(),
             half_cache=keys.dtype == torch.float16,
             has_scaling_pass=batch.has_scaling_pass,
+            is_of_prompts=batch.is_of_prompts,
             output=output.data_ptr(),
         )
         self._run(self._body, work, batch.adapters)

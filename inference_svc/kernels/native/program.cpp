@@ -17,6 +17,7 @@ struct Library {
     std::vector<std::unique_ptr<Packed>> packed;
 };
 
+int32_t lx_has_wide_products() { return has_wide_products(); }
 Library* lx_library(int32_t num_threads, int32_t invariant) { return new Library(num_threads, invariant); }
 void lx_library_free(Library* library) { delete library; }
 int64_t lx_packed_bytes(const Library* library) { return static_cast<int64_t>(library->arena.total()); }

@@ -18,7 +18,6 @@
 
 namespace loramux {
 
-
 constexpr int64_t MOST_MATRICES = 8;  // of one operation
 
 enum Kind : int32_t {
@@ -98,6 +97,7 @@ struct Pass {  // as in the Python side
     int64_t layer_size;  // elements of a layer's keys
     int32_t half_cache;
     int32_t has_scaling_pass;
+    int32_t is_of_prompts;  // all of its rows; what is generated has passes of its own
     const float* input;  // rows of value 0, if the program has an input
     float* output;       // [num_rows, width of the result]
 };
@@ -122,6 +122,7 @@ struct Program {
     Wide wide[2];  // of which the second has what was activated in the cache
     Fine fine;
     Wide wide_low;  // low-rank products of an operation
+    Buffer<float> before_deltas;  // products of an operation, for a DoRA, before deltas join them in tiles
     std::vector<uint8_t> rows_in_blocks;  // [banks][blocks]: a bank has rows there
     std::vector<QueryTile> tiles;
     std::vector<int64_t> tile_of_row;

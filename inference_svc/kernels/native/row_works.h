@@ -30,7 +30,11 @@ class RowWorks {
 
     float* row_of(int32_t value, int64_t row) { return p.at(value) + row * p.values[value].stride; }
 
-    bool is_wide() const { return pass.num_rows >= ROWS_FOR_WIDE && !invariant && !keeps_more() && has_wide_products(); }
+    // In the invariant mode what a row is decides, not how many there are.
+    bool is_wide() const {
+        if (keeps_more() || !has_wide_products()) return false;
+        return invariant ? pass.is_of_prompts : pass.num_rows >= ROWS_FOR_WIDE;
+    }
 
     bool is_fine() const {
         return pass.num_rows >= ROWS_FOR_FINE && !invariant && keeps_more() && has_wide_products() && p.most_steps <= MOST_FINE_STEPS;

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "delta_planner.h"
 #include "float_products.h"
-#include "row_works.h"
 #include "threads.h"
 
 namespace loramux {
@@ -14,10 +14,10 @@ double profile[16];  // seconds by kind of operation, of the first thread
 extern "C" double* lx_profile() { return profile; }
 #endif
 
-class Runner : RowWorks {
+class Runner : DeltaPlanner {
   public:
     Runner(Program& program, Threads& threads, const Pass& pass, bool invariant)
-        : RowWorks(program, pass, invariant), t(threads) {}
+        : DeltaPlanner(program, pass, invariant), t(threads) {}
 
     void prepare() {
         for (size_t i = 0; i < p.buffers.size(); i++) p.buffers[i].reserve(whole_blocks(pass.num_rows) * p.buffer_widths[i]);
@@ -67,27 +67,6 @@ class Runner : RowWorks {
 
   private:
     Threads& t;
-
-    void reserve_low_rank() {
-        int64_t most = 0, most_steps = 0;
-        for (const Operation& operation : p.operations) {
-            int64_t floats = 0, steps = 0;
-            for (const Matrix& matrix : operation.matrices) {
-                int64_t half_steps = 0;
-                for (int64_t b = 0; b < pass.num_banks; b++) {
-                    const Delta& delta = pass.banks[b].deltas[matrix.index];
-                    if (!delta.a) continue;
-                    floats += delta.rank * pass.banks[b].num_rows;
-                    half_steps += (delta.rank + HALF_STEP - 1) / HALF_STEP;
-                }
-                steps += (half_steps + 1) / 2;
-            }
-            most = std::max(most, floats);
-            most_steps = std::max(most_steps, steps);
-        }
-        if (most) p.low.reserve(most);
-        if (most_steps && is_wide()) p.wide_low.reserve(pass.num_rows, most_steps);
-    }
 
     int64_t num_blocks() const { return whole_blocks(pass.num_rows) / ROWS; }
 
@@ -152,10 +131,12 @@ class Runner : RowWorks {
         const int64_t x_stride = p.values[input].stride;
         // Items, for each part of the rows: tiles of 16 outputs of all matrices; then blocks of ranks of all deltas.
         static thread_local DeltaPlan plan;
-        const bool in_tiles = adds_in_tiles(o);
-        const WideDeltas* deltas = in_tiles ? low_rank_in_tiles(o, wide) : nullptr;
+        const bool uses_tiles = adds_in_tiles(o);
+        const WideDeltas* deltas = uses_tiles ? low_rank_in_tiles(o, wide) : nullptr;
+        float* before[MOST_MATRICES];
+        find_before_deltas(o, deltas, before);
         const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = num_parts();
-        const int64_t num_blocks = in_tiles ? 0 : plan_deltas(o, plan), num_items = num_tiles + num_blocks;
+        const int64_t num_blocks = plan_deltas(o, uses_tiles, plan), num_items = num_tiles + num_blocks;
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t first, int64_t end) {
             for (int64_t item = first; item < end; item++) {
                 const Part part{item / num_items, parts};
@@ -165,33 +146,19 @@ class Runner : RowWorks {
                     continue;
                 }
                 const auto& [matrix, tile] = o.tiles[index];
-                multiply(o, matrix, tile, x, x_stride, wide, deltas, first_row(part), first_row(part.next()));
+                multiply(o, matrix, tile, x, x_stride, wide, deltas, before[matrix], first_row(part), first_row(part.next()));
             }
         });
-        if (num_blocks) add_deltas(o, plan, parts);
+        if (num_blocks) add_deltas(o, plan, before, parts);
     }
 
     // Not where adapters change the outputs only later, nor where they read the result in float32.
     bool fuses(const Stage& stage, const Stage& next) const {
-        return adds_in_tiles(p.operations[stage.works[0].operation]) && adds_in_tiles(p.operations[next.works[1].operation]);
+        return adds_all_in_tiles(p.operations[stage.works[0].operation]) && adds_all_in_tiles(p.operations[next.works[1].operation]);
     }
 
-    // Deltas of this operation, if there are any, are added up with its products, from activations as these read them. Not those
-    // of banks that have hardly more than a row each: to bring their numbers into tiles takes longer than to use them once.
-    bool adds_in_tiles(const Operation& o) const {
-        int64_t num_deltas = 0, num_rows = 0;
-        for (const Matrix& matrix : o.matrices)
-            for (int64_t b = 0; b < pass.num_banks; b++) {
-                const Delta& delta = pass.banks[b].deltas[matrix.index];
-                if (!delta.a) continue;
-                if (!matrix.packed || !delta.fits_tiles()) return false;
-                num_deltas++;
-                num_rows += pass.banks[b].num_rows;
-            }
-        return is_wide() && num_rows >= 2 * num_deltas;
-    }
-
-    // Low-rank products of the deltas of an operation; null if it has none. Every thread has the same plan of its own.
+    // Low-rank products of the deltas of an operation that fit tiles; null if it has none. Every thread has the same plan of its
+    // own.
     const WideDeltas* low_rank_in_tiles(const Operation& o, const Wide& wide) {
         static thread_local WideDeltas deltas;
         deltas.clear();
@@ -199,7 +166,7 @@ class Runner : RowWorks {
             for (int64_t b = 0; b < pass.num_banks; b++) {
                 const BankRows& bank = pass.banks[b];
                 const Delta& delta = bank.deltas[matrix.index];
-                if (delta.a) deltas.add(bank, delta, p.rows_in_blocks.data() + b * num_blocks());
+                if (delta.a && fits_tiles(matrix, delta)) deltas.add(bank, delta, p.rows_in_blocks.data() + b * num_blocks(), invariant);
             }
             deltas.end_matrix();
         }
@@ -212,8 +179,7 @@ class Runner : RowWorks {
             for (; item < end; item++) {
                 const Part part{item / num_halves, parts};
                 const HalfStep& half = deltas.halves[item % num_halves];
-                wide_low_rank(half, wide, o.matrices[half.matrix].in_features, first_row(part), first_row(part.next()),
-                              deltas.first_step[half.matrix] + half.index / 2, p.wide_low);
+                wide_low_rank(half, wide, o.matrices[half.matrix].in_features, first_row(part), first_row(part.next()), p.wide_low);
             }
         });
         return &deltas;
@@ -275,12 +241,13 @@ class Runner : RowWorks {
     int64_t grain(int64_t num_items) const { return std::max<int64_t>(1, num_items / (8 * t.count())); }
 
     void multiply(const Operation& o, int64_t index, int64_t tile, const float* x, int64_t x_stride, const Wide& wide,
-                  const WideDeltas* deltas, int64_t first_row, int64_t end_row) {
+                  const WideDeltas* deltas, float* before, int64_t first_row, int64_t end_row) {
         const Matrix& matrix = o.matrices[index];
         const Output output{p.at(matrix.out), p.values[matrix.out].stride, matrix.bias};
         if (matrix.packed && is_wide()) {
             if (tile % 2) return;
-            const MoreSteps more = more_steps(deltas, index, matrix.out_features, tile, first_row, end_row, p.wide_low);
+            MoreSteps more = more_steps(deltas, index, matrix.out_features, tile, first_row, end_row, p.wide_low);
+            more.before = before;
             return wide_product(*matrix.packed, tile, wide, first_row, end_row, more, output);
         }
         if (matrix.packed && is_fine()) return fine_product(*matrix.packed, tile, p.fine, first_row, end_row, output);
@@ -293,22 +260,6 @@ class Runner : RowWorks {
         }
     }
 
-    // Writes down where each bank's low-rank products of each matrix go; gives the number of blocks of ranks. Every thread
-    // has a plan of its own, and all are the same: that costs less than to wait for one.
-    int64_t plan_deltas(const Operation& o, DeltaPlan& plan) const {
-        plan.clear();
-        int64_t blocks = 0, floats = 0;
-        for (size_t m = 0; m < o.matrices.size(); m++)
-            for (int64_t b = 0; b < pass.num_banks; b++) {
-                const Delta& delta = pass.banks[b].deltas[o.matrices[m].index];
-                if (!delta.a) continue;
-                plan.push_back({static_cast<int64_t>(m), b, blocks, floats});
-                blocks += (delta.rank + RANKS - 1) / RANKS;
-                floats += pass.banks[b].num_rows * delta.rank;
-            }
-        return blocks;
-    }
-
     void ranks_of(const Operation& o, const DeltaPlan& plan, int64_t item, Part part, const float* x, int64_t x_stride) {
         const auto after = std::upper_bound(plan.begin(), plan.end(), item,
                                             [](int64_t value, const PlannedDelta& planned) { return value < planned.first_block; });
@@ -319,7 +270,7 @@ class Runner : RowWorks {
                  first_row(part, bank), first_row(part.next(), bank), x, x_stride, p.low.data() + planned.first_float);
     }
 
-    void add_deltas(const Operation& o, const DeltaPlan& plan, int64_t parts) {
+    void add_deltas(const Operation& o, const DeltaPlan& plan, float* const* before, int64_t parts) {
         int64_t counts[MOST_MATRICES + 1] = {0};
         const int64_t num_matrices = static_cast<int64_t>(o.matrices.size());
         for (int64_t m = 0; m < num_matrices; m++) counts[m + 1] = counts[m] + (o.matrices[m].out_features + OUTPUTS - 1) / OUTPUTS;
@@ -335,7 +286,7 @@ class Runner : RowWorks {
                 const int64_t first = (item - counts[m]) * OUTPUTS;
                 float* y = p.at(matrix.out);
                 const int64_t y_stride = p.values[matrix.out].stride;
-                const float* base = copy_of_base(matrix, plan, m, first, part, copies);
+                const float* base = copy_of_base(matrix, before[m] ? before[m] : y, first, part, copies);
                 for (const PlannedDelta& planned : plan) {
                     if (planned.matrix != m) continue;
                     const BankRows& bank = pass.banks[planned.bank];
@@ -347,18 +298,13 @@ class Runner : RowWorks {
     }
 
     // W x of OUTPUTS outputs of a part of the rows, if a DoRA needs it: what the base says, before any adapter changes it.
-    const float* copy_of_base(const Matrix& matrix, const DeltaPlan& plan, int64_t m, int64_t first, Part part,
-                              Buffer<float>& copies) {
-        bool has_dora = false;
-        for (const PlannedDelta& planned : plan)
-            has_dora = has_dora || (planned.matrix == m && pass.banks[planned.bank].deltas[matrix.index].base_factor);
-        if (!has_dora) return nullptr;
+    const float* copy_of_base(const Matrix& matrix, const float* products, int64_t first, Part part, Buffer<float>& copies) {
+        if (!has_dora(matrix)) return nullptr;
         const int64_t count = std::min(OUTPUTS, matrix.out_features - first), y_stride = p.values[matrix.out].stride;
         float* base = copies.reserve(pass.num_rows * OUTPUTS);
         for (int64_t row = first_row(part); row < first_row(part.next()); row++)
             for (int64_t n = 0; n < count; n++)
-                base[row * OUTPUTS + n] =
-                    p.at(matrix.out)[row * y_stride + first + n] - (matrix.bias ? matrix.bias[first + n] : 0.0f);
+                base[row * OUTPUTS + n] = products[row * y_stride + first + n] - (matrix.bias ? matrix.bias[first + n] : 0.0f);
         return base;
     }
 
@@ -377,7 +323,7 @@ class Runner : RowWorks {
         const int64_t q_stride = p.values[o.inputs[0]].stride;
         auto wide = [&](const float* const* queries, const int64_t* positions, int64_t num_queries, auto... rest) {
             if constexpr (std::is_same_v<T, half_t>)
-                if (num_queries >= QUERIES_FOR_WIDE && attends_wide(shape)) {
+                if ((invariant || num_queries >= QUERIES_FOR_WIDE) && attends_wide(shape)) {
                     attend_wide(shape, queries, positions, num_queries, rest...);
                     return true;
                 }

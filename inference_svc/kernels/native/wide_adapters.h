@@ -1,7 +1,9 @@
 // Deltas of adapters in passes of many rows: their B's are further steps of a matrix' products, and what A x gives, times its
 // scalings, is the activations of these steps. So a delta is added up where the product is, and nothing is read or written twice.
 //
-// The ranks of all banks that a matrix has deltas of lie one after the other, each bank's from a half step on.
+// The ranks of all banks that a matrix has deltas of lie one after the other, each bank's from a half step on. In the invariant
+// mode from a step on: even columns of a step are added up, and odd ones, and then both, so that what shares a step with a row's
+// ranks would decide in which order these are added.
 #pragma once
 #include <vector>
 
@@ -17,38 +19,40 @@ struct HalfStep {
     const Delta* delta;
     const uint8_t* has_rows;  // by block: the bank has rows in it
     int64_t first_rank, count;
-    int64_t matrix, index;  // of the operation's matrices; among the matrix' half steps
-    bool is_last;           // of them
+    int64_t matrix, step;  // of the operation's matrices; among all steps of the operation
+    bool is_second, is_alone;  // of its step; its step has no other
 };
 
 // The deltas of one operation: half steps of its matrices, one matrix after the other.
 class WideDeltas {
   public:
     std::vector<HalfStep> halves;
-    std::vector<int64_t> first_half, first_step;  // by matrix, and where the last one's end; a matrix begins with a whole step
+    std::vector<int64_t> first_step;  // by matrix, and where the last one's end; a matrix begins with a whole step
 
-    void clear() { halves.clear(), first_half.assign(1, 0), first_step.assign(1, 0); }
+    void clear() { halves.clear(), first_of_step_.clear(), first_step.assign(1, 0); }
 
-    void add(const BankRows& bank, const Delta& delta, const uint8_t* has_rows) {
-        const int64_t matrix = static_cast<int64_t>(first_half.size()) - 1;
-        for (int64_t rank = 0; rank < delta.rank; rank += HALF_STEP)
-            halves.push_back({&bank, &delta, has_rows, rank, std::min(HALF_STEP, delta.rank - rank), matrix,
-                              static_cast<int64_t>(halves.size()) - first_half[matrix], false});
+    void add(const BankRows& bank, const Delta& delta, const uint8_t* has_rows, bool begins_step) {
+        const int64_t matrix = static_cast<int64_t>(first_step.size()) - 1;
+        for (int64_t rank = 0; rank < delta.rank; rank += HALF_STEP, begins_step = false) {
+            const bool is_second = !begins_step && num_steps() > first_step.back() && halves.back().is_alone;
+            if (is_second)
+                halves.back().is_alone = false;
+            else
+                first_of_step_.push_back(static_cast<int64_t>(halves.size()));
+            halves.push_back({&bank, &delta, has_rows, rank, std::min(HALF_STEP, delta.rank - rank), matrix, num_steps() - 1,
+                              is_second, !is_second});
+        }
     }
 
-    void end_matrix() {
-        const int64_t count = static_cast<int64_t>(halves.size()) - first_half.back();
-        if (count) halves.back().is_last = true;
-        first_half.push_back(static_cast<int64_t>(halves.size()));
-        first_step.push_back(first_step.back() + (count + 1) / 2);
-    }
+    void end_matrix() { first_step.push_back(num_steps()); }
 
     // Which blocks have rows of a step's banks.
     void find_used(int64_t num_blocks) {
-        used_.assign(first_step.back() * num_blocks, 0);
+        used_.assign(num_steps() * num_blocks, 0);
         num_blocks_ = num_blocks;
         for (const HalfStep& half : halves) {
-            uint8_t* used = used_.data() + first_step[half.matrix] * num_blocks + half.index / 2;
+            const int64_t first = first_step[half.matrix];
+            uint8_t* used = used_.data() + first * num_blocks + half.step - first;
             for (int64_t block = 0; block < num_blocks; block++) used[block * steps(half.matrix)] |= half.has_rows[block];
         }
     }
@@ -57,14 +61,18 @@ class WideDeltas {
 
     int64_t steps(int64_t matrix) const { return first_step[matrix + 1] - first_step[matrix]; }
 
-    // The half steps of a step of a matrix: two, or one at its end.
+    // The half steps of a step of a matrix: two, or one.
     template <typename Work>
     void each_half(int64_t matrix, int64_t step, const Work& work) const {
-        for (int64_t i = first_half[matrix] + 2 * step; i < std::min(first_half[matrix] + 2 * step + 2, first_half[matrix + 1]); i++)
-            work(halves[i]);
+        const HalfStep* half = &halves[first_of_step_[first_step[matrix] + step]];
+        work(half[0]);
+        if (!half->is_alone) work(half[1]);
     }
 
   private:
+    int64_t num_steps() const { return static_cast<int64_t>(first_of_step_.size()); }
+
+    std::vector<int64_t> first_of_step_;  // half step
     std::vector<uint8_t> used_;
     int64_t num_blocks_ = 0;
 };
@@ -153,18 +161,17 @@ inline MoreSteps more_steps(const WideDeltas* deltas, int64_t matrix, int64_t ou
 
 // What A x of one half step gives for the rows first..end, times its scalings, as activations in blocks of `low`; whole blocks
 // are written, with nothing for rows that the bank does not have. The rows begin with a block.
-inline void wide_low_rank(const HalfStep& half, const Wide& x, int64_t in_features, int64_t first, int64_t end, int64_t step, Wide& low) {
+inline void wide_low_rank(const HalfStep& half, const Wide& x, int64_t in_features, int64_t first, int64_t end, Wide& low) {
     static thread_local Buffer<uint8_t> room;
     const Delta& delta = *half.delta;
     const BankRows& bank = *half.bank;
     const int64_t steps = in_features / 32, end_block = whole_blocks(end) / ROWS;
     uint8_t* a = room.reserve(steps * 1024);
     bool is_widened = false;
-    const bool is_alone = half.is_last && half.index % 2 == 0;  // then what would be its other half is nothing
     int64_t index = std::lower_bound(bank.rows, bank.rows + bank.num_rows, first) - bank.rows;
     for (int64_t block = first / ROWS; block < end_block; block++) {
-        uint16_t* out = low.block(block)[step].numbers[0] + (half.index % 2) * HALF_STEP;
-        const int64_t bytes = is_alone ? 4 * HALF_STEP : 2 * HALF_STEP;
+        uint16_t* out = low.block(block)[half.step].numbers[0] + half.is_second * HALF_STEP;
+        const int64_t bytes = (half.is_alone ? 2 : 1) * HALF_STEP * sizeof(uint16_t);  // what would be its other half is nothing
         for (int row = 0; row < ROWS; row++) std::memset(out + 32 * row, 0, bytes);
         if (!half.has_rows[block]) continue;
         if (!is_widened) widen_a(half, in_features, a);
@@ -206,7 +213,7 @@ inline void wide_low_rank(const HalfStep& half, const Wide& x, int64_t in_featur
 }
 #else
 inline MoreSteps more_steps(const WideDeltas*, int64_t, int64_t, int64_t, int64_t, int64_t, const Wide&) { return {}; }
-inline void wide_low_rank(const HalfStep&, const Wide&, int64_t, int64_t, int64_t, int64_t, Wide&) {}
+inline void wide_low_rank(const HalfStep&, const Wide&, int64_t, int64_t, int64_t, Wide&) {}
 #endif
 
 }  // namespace loramux

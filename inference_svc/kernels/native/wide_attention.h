@@ -7,7 +7,7 @@
 
 namespace loramux {
 
-constexpr int64_t QUERIES_FOR_WIDE = 8;  // fewer are not worth rewriting keys and values for
+constexpr int64_t QUERIES_FOR_WIDE = 8;  // fewer are not worth rewriting keys and values for, unless they must not depend on it
 
 // What keys and values are rewritten for should be many: a tile has twice the queries of other attention.
 inline int64_t wide_rows_per_tile(const AttentionShape& shape) { return std::max<int64_t>(1, 2 * MOST_QUERIES / shape.group()); }

@@ -2,7 +2,8 @@
 //
 // With many rows what costs is not the products but adding them up step by step. So the numbers of a tile are unpacked to
 // bfloat16, which its registers multiply and add by themselves. Weights and activations lose what is beyond 8 bits. Sums are in
-// another order than those of rounded products: not for the invariant mode.
+// another order than those of rounded products, so the invariant mode multiplies rows of prompts in this way, however few they
+// are, and no others. Of a row itself nothing depends on the rows beside it: steps that are nothing to it add zeros.
 #pragma once
 #include "products.h"
 
@@ -23,6 +24,7 @@ struct MoreSteps {
     const Wide* x = nullptr;           // activations, from this step on
     int64_t first = 0;
     const uint8_t* is_used = nullptr;  // [blocks][count]: not all of these activations are nothing
+    float* before = nullptr;           // if not null: where sums go before these steps too; rows as far apart as those of the output
 };
 
 #if defined(LORAMUX_AMX) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512FP16__)
@@ -153,6 +155,14 @@ void wide_tiles(const Packed& w, WidenStep widen, int64_t index, const Wide& x, 
         if constexpr (BLOCKS == 2) _tile_loadd(5, second[step].numbers, 64);
         multiply();
     }
+    const int64_t stride = output.stride * static_cast<int64_t>(sizeof(float));
+    auto store_sums = [&](float* to) {
+        _tile_stored(0, to, stride);
+        if constexpr (TILES == 2) _tile_stored(1, to + LANES, stride);
+        if constexpr (BLOCKS == 2) _tile_stored(2, to + ROWS * output.stride, stride);
+        if constexpr (BLOCKS == 2 && TILES == 2) _tile_stored(3, to + ROWS * output.stride + LANES, stride);
+    };
+    if (more.before) store_sums(more.before + (y - output.y));
     for (int64_t step = 0; step < more.count; step++) {
         const uint8_t* is_used = more.is_used + row / ROWS * more.count + step;
         if (!is_used[0] && !(BLOCKS == 2 && is_used[more.count])) continue;
@@ -163,11 +173,7 @@ void wide_tiles(const Packed& w, WidenStep widen, int64_t index, const Wide& x, 
         if constexpr (BLOCKS == 2) _tile_loadd(5, block[more.x->steps].numbers, 64);
         multiply();
     }
-    const int64_t stride = output.stride * static_cast<int64_t>(sizeof(float));
-    _tile_stored(0, y, stride);
-    if constexpr (TILES == 2) _tile_stored(1, y + LANES, stride);
-    if constexpr (BLOCKS == 2) _tile_stored(2, y + ROWS * output.stride, stride);
-    if constexpr (BLOCKS == 2 && TILES == 2) _tile_stored(3, y + ROWS * output.stride + LANES, stride);
+    store_sums(y);
     fence();
 }
 

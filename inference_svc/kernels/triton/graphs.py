@@ -49,6 +49,7 @@ class GraphExecutor:
     """Runs passes of few rows from graphs, and all others eagerly."""
 
     name = "triton-graphs"
+    separates_prompts = False
 
     def __init__(
         self, model: ModelDefinition, kernels: TritonKernels, dtype: torch.dtype, capture: Capture = capture_graph

@@ -9,13 +9,13 @@ import pytest
 from inference_svc.adapters.registry import AdapterRegistry
 from inference_svc.models.base_model import BaseModel
 from tests.inference_svc.engine.crowd import Solo, tiny_registry
-from tests.inference_svc.engine.tiny_engine import tiny_base_model
+from tests.inference_svc.engine.tiny_engine import MODELS
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    """A tiny model."""
-    return tiny_base_model(tmp_path_factory.mktemp("model"), hidden=32, heads=4, ffn=48)
+def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> BaseModel:
+    """A tiny model: the reference, unless the module's tests are parametrized by others of MODELS."""
+    return MODELS[getattr(request, "param", "reference")](tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,9 @@ from inference_svc.engine.request import GenerationRequest, Sampling, Stopping
 from inference_svc.models.base_model import BaseModel
 from inference_svc.scheduling.prompt_lookup import Draft
 from tests.inference_svc.engine.crowd import KINDS, SYSTEM_PROMPT, Kind, Solo, answered, request, under_pressure
-from tests.inference_svc.engine.tiny_engine import Reader, when_idle
+from tests.inference_svc.engine.tiny_engine import MODELS, Reader, when_idle
+
+pytestmark = pytest.mark.parametrize("base", MODELS, indirect=True, scope="module")
 
 
 class CheckEverything:

@@ -20,7 +20,7 @@ from tests.inference_svc.engine.crowd import (
     request,
     under_pressure,
 )
-from tests.inference_svc.engine.tiny_engine import Reader, own_cache, tiny_base_model, when_idle
+from tests.inference_svc.engine.tiny_engine import MODELS, Reader, own_cache, when_idle
 
 ORIGINAL_LENGTH = 44
 NEW = 8
@@ -33,9 +33,12 @@ def prompt(length: int) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    folder = tmp_path_factory.mktemp("model")
-    return tiny_base_model(folder, hidden=32, heads=4, ffn=48, original_length=ORIGINAL_LENGTH)
+def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> BaseModel:
+    make = MODELS[getattr(request, "param", "reference")]
+    return make(tmp_path_factory.mktemp("model"), original_length=ORIGINAL_LENGTH)
+
+
+on_every_model = pytest.mark.parametrize("base", MODELS, indirect=True, scope="module")
 
 
 def last_logits(
@@ -81,6 +84,7 @@ def test_the_factors_of_long_sequences_really_matter(base: BaseModel, registry: 
         assert (float((long - short).abs().max()) > 0.01) is differs
 
 
+@on_every_model
 @pytest.mark.parametrize("every", [0, 5])
 def test_answers_in_a_crowd_from_a_warm_cache_and_through_preemption_are_those_alone(
     base: BaseModel, registry: AdapterRegistry, solo: Solo, every: int
@@ -106,6 +110,7 @@ def test_answers_in_a_crowd_from_a_warm_cache_and_through_preemption_are_those_a
     engine.stop()
 
 
+@on_every_model
 def test_a_pool_that_holds_one_such_request_ends_them_all(
     base: BaseModel, registry: AdapterRegistry, solo: Solo
 ) -> None:

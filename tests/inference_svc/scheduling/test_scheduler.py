@@ -32,8 +32,9 @@ def sequence(
     reports: bool = False,
     switch: int | None = None,
     granularity: Granularity = EVERY_TOKEN,
+    separates: bool = False,
 ) -> Sequence:
-    """`kind` names what computes the blocks; None: they are not shared."""
+    """`kind` names what computes the blocks; None: they are not shared. `separates`: prompts from what is generated."""
     return Sequence(
         name,
         list(range(prompt)),
@@ -45,6 +46,7 @@ def sequence(
         blocks=BlockTable(kind),
         scaling_blocks=BlockTable(kind and "base"),
         switch_length=switch,
+        separates_prompts=separates,
     )
 
 
@@ -236,6 +238,56 @@ def test_a_frozen_request_gives_its_scaling_blocks_back_and_shares_nothing_that_
     run_to_the_end(subject)
 
 
+def test_where_prompts_are_separated_no_step_of_a_request_that_is_computed_anew_goes_beyond_its_prompt() -> None:
+    for separates, expected in ((True, [{"r": 6}, {"r": 5}, {"r": 1}]), (False, [{"r": 11}, {"r": 1}])):
+        subject = scheduler(blocks=16, max_batch_tokens=16)
+        item = sequence(6, 20, separates=separates)
+        subject.add(item)
+        for _ in range(5):
+            run_step(subject)
+        subject._preempt(item)
+        assert [run_step(subject) for _ in expected] == expected
+        run_to_the_end(subject)
+
+
+def test_a_frozen_request_is_computed_anew_in_parts_that_end_with_its_prompt_and_with_its_scaling_pass() -> None:
+    subject = scheduler(blocks=16, max_batch_tokens=16)
+    frozen = sequence(6, 20, xlora=True, separates=True)
+    subject.add(frozen)
+    for _ in range(3):
+        run_step(subject)
+    subject.release_scaling_blocks(frozen)
+    for _ in range(4):
+        run_step(subject)
+    subject._preempt(frozen)
+    assert [run_step(subject) for _ in range(3)] == [{"r": 6}, {"r": 2}, {"r": 5}]
+    run_to_the_end(subject)
+
+
+def test_where_prompts_are_separated_only_what_is_of_prompts_is_shared_and_only_with_prompts() -> None:
+    for separates, num_shared, num_recomputed in ((True, 4, 4), (False, 12, 16)):
+        subject = scheduler(blocks=40, max_batch_tokens=32)
+        first = sequence(6, 30, kind="base", separates=separates)
+        subject.add(first)
+        for _ in range(8):
+            run_step(subject)
+        # A prompt of all that the first has and will have: what its answer was computed into is not a prompt's.
+        second = sequence(20, 40, name="second", kind="base", separates=separates)
+        second.token_ids[6:] = [0] * 14
+        subject.add(second)
+        run_step(subject)
+        assert second.num_cached_prompt_tokens == num_shared
+        # And what that was computed into as a prompt is of no use to the first, which has generated it.
+        for _ in range(5):
+            run_step(subject)
+        subject._preempt(second)
+        subject._preempt(first)
+        subject.schedule()
+        assert first.num_computed == num_recomputed
+        for item in (first, second):
+            subject.remove(item)
+
+
 def test_a_request_that_outgrows_its_rotary_positions_is_computed_anew_in_its_place() -> None:
     subject = scheduler(blocks=12, max_batch_tokens=16)
     subject.add(sequence(6, 12, name="growing", kind="base", switch=8))
@@ -331,6 +383,7 @@ class Arrival:
     freezes_after: int | None
     switch: int | None
     every: int
+    separates: bool
 
 
 ARRIVALS = st.builds(
@@ -343,6 +396,7 @@ ARRIVALS = st.builds(
     st.none() | st.integers(1, 6),
     st.none() | st.integers(1, 30),
     st.sampled_from([1, 1, 2, 3, 11]),
+    st.booleans(),
 )
 
 
@@ -362,6 +416,7 @@ def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
             switch=r.switch,
             # What is recomputed is never frozen: a request says one or the other.
             granularity=RecomputedEvery(r.every) if r.freezes_after is None else EVERY_TOKEN,
+            separates=r.separates,
         )
         for i, r in enumerate(order)
     ]
@@ -385,6 +440,8 @@ def test_every_request_ends_in_order_within_budget_and_every_block_comes_back(
                 len(item.sequence.token_ids) > item.sequence.switch_length
             )
             assert item.sequence.has_switched is is_long
+            if item.sequence.separates_prompts and item.is_of_prompt:
+                assert item.positions.stop <= item.sequence.num_prompt_tokens
         # Whoever came earlier is served no later; those that were preempted come back to their old place.
         ages = [int(item.request_id) for item in (*subject._running, *subject._waiting)]
         assert ages == sorted(ages)
