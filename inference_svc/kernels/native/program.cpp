@@ -124,22 +124,22 @@ int32_t lx_run(Program* program, Library* library, const Pass* pass) {
 // The products alone, for tests: y [num_rows, rows of packed], by the products of few rows or by those of many that a scaling
 // pass or the rest has. 0 where the processor has no such products.
 int32_t lx_product(Library* library, const Packed* packed, const float* x, int64_t num_rows, float* y, int32_t kind) {
-    enum { ROUNDED, WIDE, FINE };
+    enum { ROUNDED, WIDE, INT16 };
     if (kind != ROUNDED && !has_wide_products()) return 0;
     const int64_t stride = packed->tiles * LANES;
     Buffer<float> whole;  // blocks and tiles
     whole.reserve(whole_blocks(num_rows) * stride);
     Rounded rounded;
     Wide wide;
-    Fine fine;
+    Int16 int16;
     rounded.reserve(num_rows, packed->steps);
     wide.reserve(num_rows, packed->steps);
-    fine.reserve(num_rows, packed->steps);
+    int16.reserve(num_rows, packed->steps);
     for (int64_t row = 0; row < num_rows; row++) {
         const float* numbers = x + row * packed->columns;
         round_steps(packed->bits, numbers, row, 0, packed->steps, rounded);
         widen_steps(numbers, row, 0, packed->steps, wide);
-        fine_row(numbers, packed->columns, row, fine);
+        round_row_to_int16(numbers, packed->columns, row, int16);
     }
     const Output output{whole.data(), stride, nullptr};
     library->threads.run([&](int) {
@@ -148,7 +148,7 @@ int32_t lx_product(Library* library, const Packed* packed, const float* x, int64
             for (int64_t tile = 2 * first; tile < std::min(2 * end, packed->tiles); tile++) {
                 if (kind == ROUNDED) rounded_product_tile(*packed, tile, rounded, 0, num_rows, output);
                 if (kind == WIDE && tile % 2 == 0) wide_product(*packed, tile, wide, 0, num_rows, MoreSteps(), output);
-                if (kind == FINE) fine_product(*packed, tile, fine, 0, num_rows, output);
+                if (kind == INT16) int16_product(*packed, tile, int16, 0, num_rows, output);
             }
         });
         end_matrix_tiles();

@@ -8,7 +8,7 @@
 
 #include "adapters.h"
 #include "attention.h"
-#include "fine_products.h"
+#include "int16_products.h"
 #include "memory.h"
 #include "products.h"
 #include "quantized.h"
@@ -120,7 +120,7 @@ struct Program {
     // Working memory of a pass.
     Rounded rounded[2];  // for 4-bit codes, for 8-bit codes
     Wide wide[2];  // of which the second has what was activated in the cache
-    Fine fine;
+    Int16 int16;
     Wide wide_low;  // low-rank products of an operation
     Buffer<float> before_deltas;  // products of an operation, for a DoRA, before deltas join them in tiles
     std::vector<uint8_t> rows_in_blocks;  // [banks][blocks]: a bank has rows there

@@ -36,8 +36,8 @@ class RowWorks {
         return invariant ? pass.is_of_prompts : pass.num_rows >= ROWS_FOR_WIDE;
     }
 
-    bool is_fine() const {
-        return pass.num_rows >= ROWS_FOR_FINE && !invariant && keeps_more() && has_wide_products() && p.most_steps <= MOST_FINE_STEPS;
+    bool is_int16() const {
+        return pass.num_rows >= ROWS_FOR_INT16 && !invariant && keeps_more() && has_wide_products() && p.most_steps <= MOST_INT16_STEPS;
     }
 
     static Vector activated(Kind kind, Vector x) {
@@ -125,8 +125,8 @@ class RowWorks {
             if (is_read[0] || is_read[1]) widen_steps(x, row, first / 32, end / 32, p.wide[0]);
             return;
         }
-        if (is_fine()) {
-            if (is_read[0] || is_read[1]) fine_row(x, o.matrices[0].in_features, row, p.fine);
+        if (is_int16()) {
+            if (is_read[0] || is_read[1]) round_row_to_int16(x, o.matrices[0].in_features, row, p.int16);
             return;
         }
         for (const int bits : {4, 8})

@@ -27,7 +27,7 @@ class Runner : DeltaPlanner {
                 std::memcpy(p.at(p.input) + row * value.stride, pass.input + row * value.width, value.width * sizeof(float));
         }
         for (Rounded& rounded : p.rounded) rounded.reserve(pass.num_rows, p.most_steps);
-        if (is_fine()) p.fine.reserve(pass.num_rows, p.most_steps);
+        if (is_int16()) p.int16.reserve(pass.num_rows, p.most_steps);
         if (is_wide()) {
             for (Wide& wide : p.wide) wide.reserve(pass.num_rows, p.most_steps);
             find_rows_in_blocks();
@@ -38,8 +38,8 @@ class Runner : DeltaPlanner {
     }
 
     void run([[maybe_unused]] int thread) {
-        const bool tiles = is_wide() || is_fine() || pass.num_rows >= ROWS_FOR_MATRIX_TILES;
-        if (is_wide() || is_fine())
+        const bool tiles = is_wide() || is_int16() || pass.num_rows >= ROWS_FOR_MATRIX_TILES;
+        if (is_wide() || is_int16())
             begin_wide_tiles();
         else if (tiles)
             begin_matrix_tiles();
@@ -123,7 +123,7 @@ class Runner : DeltaPlanner {
 
     // With many rows a thread takes a part of them through what is done row by row; with few, a part of the columns, if it
     // can do without the others.
-    bool by_rows() const { return is_fine() || pass.num_rows >= 2 * ROWS * t.count(); }
+    bool by_rows() const { return is_int16() || pass.num_rows >= 2 * ROWS * t.count(); }
 
     void linear(const Operation& o, const Wide& wide) {
         const int32_t input = o.inputs[0];
@@ -250,7 +250,7 @@ class Runner : DeltaPlanner {
             more.before = before;
             return wide_product(*matrix.packed, tile, wide, first_row, end_row, more, output);
         }
-        if (matrix.packed && is_fine()) return fine_product(*matrix.packed, tile, p.fine, first_row, end_row, output);
+        if (matrix.packed && is_int16()) return int16_product(*matrix.packed, tile, p.int16, first_row, end_row, output);
         if (matrix.packed)
             return rounded_product_tile(*matrix.packed, tile, p.rounded[matrix.packed->bits / 8], first_row, end_row, output);
         for (int64_t first = tile * 16; first < std::min(tile * 16 + 16, matrix.out_features); first += 4) {

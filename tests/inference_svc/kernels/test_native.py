@@ -72,7 +72,7 @@ def product(compiled: CompiledCode, weight: QuantizedTensor, x: Tensor, kind: st
         ctypes.c_void_p(x.data_ptr()),
         ctypes.c_int64(len(x)),
         ctypes.c_void_p(y.data_ptr()),
-        ctypes.c_int32(["rounded", "wide", "fine"].index(kind)),
+        ctypes.c_int32(["rounded", "wide", "int16"].index(kind)),
     )
     if not done:
         pytest.skip("this processor has no matrix tiles of bfloat16")
@@ -133,8 +133,8 @@ def test_a_product_of_many_rows_in_16_bits_is_that_of_the_matrix(
     x[1] *= 1e6
     x[2] = 0.0
     x[3, 5] = 30.0 * x[3].abs().max()  # beside which all other numbers have few bits
-    expected, lost = fine_product(weight, x)
-    assert ((product(compiled, weight, x, "fine").double() - expected).abs() <= lost).all()
+    expected, lost = int16_product(weight, x)
+    assert ((product(compiled, weight, x, "int16").double() - expected).abs() <= lost).all()
 
 
 def test_a_product_in_16_bits_keeps_what_is_small_beside_the_largest_number_of_a_row(compiled: CompiledCode) -> None:
@@ -142,8 +142,8 @@ def test_a_product_in_16_bits_keeps_what_is_small_beside_the_largest_number_of_a
     x = torch.randn(40, 768, generator=torch.Generator().manual_seed(2))
     x[:, 7] = 25.0
     weight_of_largest = weight.dequantize()[:, 7].double()
-    expected, _ = fine_product(weight, x)
-    error = (product(compiled, weight, x, "fine").double() - expected).square().mean()
+    expected, _ = int16_product(weight, x)
+    error = (product(compiled, weight, x, "int16").double() - expected).square().mean()
     of_the_others = (expected - 25.0 * weight_of_largest).square().mean()
     assert (error / of_the_others).sqrt() < 6e-4  # without the products of low parts it would be four times as much
 
@@ -152,11 +152,11 @@ def test_a_product_in_16_bits_keeps_what_is_small_beside_the_largest_number_of_a
 def test_a_product_in_16_bits_may_end_amid_64_columns(compiled: CompiledCode, quantization: str) -> None:
     weight = matrix(48, 96, quantization)
     x = torch.randn(40, 96, generator=torch.Generator().manual_seed(2))
-    expected, lost = fine_product(weight, x)
-    assert ((product(compiled, weight, x, "fine").double() - expected).abs() <= lost).all()
+    expected, lost = int16_product(weight, x)
+    assert ((product(compiled, weight, x, "int16").double() - expected).abs() <= lost).all()
 
 
-def fine_product(weight: QuantizedTensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def int16_product(weight: QuantizedTensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The exact product, and how far the one in 16 bits may be from it.
 
     An activation is a whole number of 2^15 of the row's largest, a weight one of 2^14 of what the output's largest code

@@ -9,36 +9,36 @@
 
 namespace loramux {
 
-constexpr int64_t ROWS_FOR_FINE = 17;  // a block of rows is as quick with a scale for 32 neighbours
+constexpr int64_t ROWS_FOR_INT16 = 17;  // a block of rows is as quick with a scale for 32 neighbours
 
 // More columns might add up to more than 32 bits.
-constexpr int64_t MOST_FINE_STEPS = 65536 / 32;
+constexpr int64_t MOST_INT16_STEPS = 65536 / 32;
 
 // 64 columns of 16 rows.
-struct alignas(64) FineStep {
+struct alignas(64) Int16Step {
     int8_t high[ROWS][64], low[ROWS][64];
 };
 
 // Activations with the scale of each row.
-struct Fine : Blocks<FineStep> {
+struct Int16 : Blocks<Int16Step> {
     Buffer<float> scales;
 
     void reserve(int64_t num_rows, int64_t most_steps) {
-        Blocks<FineStep>::reserve(num_rows, (most_steps + 1) / 2);
+        Blocks<Int16Step>::reserve(num_rows, (most_steps + 1) / 2);
         scales.reserve(whole_blocks(num_rows));
     }
 };
 
 #if defined(LORAMUX_WIDE)
-constexpr float MOST_FINE = 127 * 256 + 127;    // of an activation
-constexpr float MOST_OF_WEIGHT = MOST_FINE / 2 - 1;  // of what a code adds to a weight, and of what its minimum does
+constexpr float MOST_INT16 = 127 * 256 + 127;    // of an activation
+constexpr float MOST_OF_WEIGHT = MOST_INT16 / 2 - 1;  // of what a code adds to a weight, and of what its minimum does
 
-inline void fine_row(const float* x, int64_t columns, int64_t row, Fine& out) {
+inline void round_row_to_int16(const float* x, int64_t columns, int64_t row, Int16& out) {
     Vector most = Vector{};
     for (int64_t i = 0; i < columns; i += LANES) most = largest(most, largest(load(x + i), -load(x + i)));
-    const float largest_number = largest_of(most), inverse = largest_number > 0.0f ? MOST_FINE / largest_number : 0.0f;
-    out.scales.data()[row] = largest_number / MOST_FINE;
-    FineStep* step = out.block(row / ROWS);
+    const float largest_number = largest_of(most), inverse = largest_number > 0.0f ? MOST_INT16 / largest_number : 0.0f;
+    out.scales.data()[row] = largest_number / MOST_INT16;
+    Int16Step* step = out.block(row / ROWS);
     for (int64_t column = 0; column < columns; column += 64, step++)
         for (int64_t i = 0; i < 64; i += LANES) {
             // An odd step of 32 columns at the end is half a step here: what weights there are beside it counts nothing.
@@ -53,7 +53,7 @@ inline void fine_row(const float* x, int64_t columns, int64_t row, Fine& out) {
 // A tile of 16 outputs as bytes: its steps of 64 columns, 16 quads of 16 outputs each, 1024 high bytes and then 1024 low ones.
 // Gives what one counts in each output.
 template <int BITS, bool HALVES, bool MIN>
-Vector fine_tile(const Packed& w, int64_t index, uint8_t* out) {
+Vector unpack_int16(const Packed& w, int64_t index, uint8_t* out) {
     constexpr int groups = HALVES ? 2 : 1;
     const uint8_t* tile = w.tile(index);
     const int most_code = MIN ? (BITS == 4 ? 15 : 31) : 2 * w.zero - 1;
@@ -109,10 +109,10 @@ Vector fine_tile(const Packed& w, int64_t index, uint8_t* out) {
 
 // A tile of 16 outputs for a block of rows. Each product of parts has a register to be added up in, 0-3; activations are in 4
 // (high) and 5 (low), weights in 6 and 7. So no sum waits for the product before it.
-inline void fine_block(const Packed& w, int64_t index, const uint8_t* numbers, Vector counts, const Fine& x, int64_t row, int64_t end,
+inline void int16_block(const Packed& w, int64_t index, const uint8_t* numbers, Vector counts, const Int16& x, int64_t row, int64_t end,
                        const Output& output) {
     alignas(64) int32_t sums[4][ROWS][LANES];
-    const FineStep* activations = x.block(row / ROWS);
+    const Int16Step* activations = x.block(row / ROWS);
     float* y = output.at(row, index * LANES);
     _tile_zero(0);
     _tile_zero(1);
@@ -143,19 +143,19 @@ inline void fine_block(const Packed& w, int64_t index, const uint8_t* numbers, V
 }
 
 // A tile of 16 outputs for rows row..end, of which the first is the first of a block.
-inline void fine_product(const Packed& w, int64_t tile, const Fine& x, int64_t row, int64_t end, const Output& output) {
+inline void int16_product(const Packed& w, int64_t tile, const Int16& x, int64_t row, int64_t end, const Output& output) {
     static thread_local Buffer<uint8_t> numbers;
     uint8_t* room = numbers.reserve((w.steps + 1) / 2 * 2048);
     Vector counts;
     by_coding(w, [&](auto bits, auto halves, auto has_min) {
-        counts = fine_tile<decltype(bits)::value, decltype(halves)::value, decltype(has_min)::value>(w, tile, room);
+        counts = unpack_int16<decltype(bits)::value, decltype(halves)::value, decltype(has_min)::value>(w, tile, room);
     });
     fence();
-    for (; row < end; row += ROWS) fine_block(w, tile, room, counts, x, row, end, output);
+    for (; row < end; row += ROWS) int16_block(w, tile, room, counts, x, row, end, output);
 }
 #else
-inline void fine_row(const float*, int64_t, int64_t, Fine&) {}
-inline void fine_product(const Packed&, int64_t, const Fine&, int64_t, int64_t, const Output&) {}
+inline void round_row_to_int16(const float*, int64_t, int64_t, Int16&) {}
+inline void int16_product(const Packed&, int64_t, const Int16&, int64_t, int64_t, const Output&) {}
 #endif
 
 }  // namespace loramux
