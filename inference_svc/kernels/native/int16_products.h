@@ -34,10 +34,13 @@ constexpr float MOST_INT16 = 127 * 256 + 127;    // of an activation
 constexpr float MOST_OF_WEIGHT = MOST_INT16 / 2 - 1;  // of what a code adds to a weight, and of what its minimum does
 
 inline void round_row_to_int16(const float* x, int64_t columns, int64_t row, Int16& out) {
-    Vector most = Vector{};
-    for (int64_t i = 0; i < columns; i += LANES) most = largest(most, largest(load(x + i), -load(x + i)));
+    Vector most = Vector{}, nothing = Vector{};  // the second is not a number if one of the row is not, or is infinite
+    for (int64_t i = 0; i < columns; i += LANES) {
+        most = largest(most, largest(load(x + i), -load(x + i)));
+        nothing = nothing + load(x + i) * 0.0f;
+    }
     const float largest_number = largest_of(most), inverse = largest_number > 0.0f ? MOST_INT16 / largest_number : 0.0f;
-    out.scales.data()[row] = largest_number / MOST_INT16;
+    out.scales.data()[row] = largest_number / MOST_INT16 + sum(nothing);
     Int16Step* step = out.block(row / ROWS);
     for (int64_t column = 0; column < columns; column += 64, step++)
         for (int64_t i = 0; i < 64; i += LANES) {

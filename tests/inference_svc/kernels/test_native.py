@@ -30,6 +30,7 @@ from tests.inference_svc.weights.packed_rows import PACKED_TYPES, rows_of_size
 
 CPU = torch.device("cpu")
 FLOATS = ("F32", "F16", "BF16")
+MANY_ROWS = [(16, 256, 16), (33, 256, 40), (70, 768, 200)]  # rows, columns, outputs
 CODED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
 
 
@@ -107,7 +108,7 @@ def test_a_product_with_rounded_activations_is_that_of_the_unpacked_matrix(
 
 
 @pytest.mark.parametrize("quantization", CODED)
-@pytest.mark.parametrize(("num_rows", "columns", "out"), [(16, 256, 16), (33, 256, 40), (70, 768, 200)])
+@pytest.mark.parametrize(("num_rows", "columns", "out"), MANY_ROWS)
 def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
     compiled: CompiledCode, quantization: str, num_rows: int, columns: int, out: int
 ) -> None:
@@ -124,7 +125,7 @@ def test_a_product_of_many_rows_is_that_of_the_matrix_in_bfloat16(
 
 
 @pytest.mark.parametrize("quantization", CODED)
-@pytest.mark.parametrize(("num_rows", "columns", "out"), [(16, 256, 16), (33, 256, 40), (70, 768, 200)])
+@pytest.mark.parametrize(("num_rows", "columns", "out"), MANY_ROWS)
 def test_a_product_of_many_rows_in_16_bits_is_that_of_the_matrix(
     compiled: CompiledCode, quantization: str, num_rows: int, columns: int, out: int
 ) -> None:
@@ -135,6 +136,19 @@ def test_a_product_of_many_rows_in_16_bits_is_that_of_the_matrix(
     x[3, 5] = 30.0 * x[3].abs().max()  # beside which all other numbers have few bits
     expected, lost = int16_product(weight, x)
     assert ((product(compiled, weight, x, "int16").double() - expected).abs() <= lost).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_in_16_bits_that_is_not_finite_gives_nothing_that_looks_like_a_number(
+    compiled: CompiledCode, value: float
+) -> None:
+    weight = matrix(48, 256, "Q4_1")
+    x = torch.randn(40, 256, generator=torch.Generator().manual_seed(2))
+    whole = product(compiled, weight, x, "int16")
+    x[3, 7] = value
+    spoilt = product(compiled, weight, x, "int16")
+    assert not spoilt[3].isfinite().any()
+    assert torch.equal(spoilt[torch.arange(40) != 3], whole[torch.arange(40) != 3])
 
 
 def test_a_product_in_16_bits_keeps_what_is_small_beside_the_largest_number_of_a_row(compiled: CompiledCode) -> None:
