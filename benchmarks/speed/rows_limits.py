@@ -53,6 +53,7 @@ async def _disturbed(
     try:
         while any(not its or len(its[0].arrivals) < SETTLED_TOKENS for its in answers):
             await asyncio.sleep(0.01)
+            _check_all_run(running)
         step = await _seconds_a_step(server)
         waits = []
         for stream in short:
@@ -64,6 +65,7 @@ async def _disturbed(
         began = time.perf_counter()
         for stream in long:
             await server.collect(Answer(stream), request_for(stream))
+        _check_all_run(running)
         longest = max(gap for its in answers for gap in _gaps(its, began, time.perf_counter()))
         return statistics.median(waits) / step, longest / step
     finally:
@@ -77,6 +79,11 @@ async def _keep_busy(server: LoramuxServer, stream: Stream, answers: list[Answer
     while True:
         answers.append(Answer(stream))
         await server.collect(answers[-1], request_for(stream))
+
+
+def _check_all_run(running: Sequence[asyncio.Task[None]]) -> None:
+    if any(task.done() for task in running):
+        raise RuntimeError("a stream of the crowd has failed: nothing was measured")
 
 
 async def _seconds_a_step(server: LoramuxServer) -> float:
