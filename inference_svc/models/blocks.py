@@ -48,9 +48,9 @@ class Attention:
 
     def __call__(self, run: Forward[Value], x: Value) -> Value:
         """[num_tokens, hidden_size] -> the same."""
-        q = run.rotary(run.linear(x, self.q_proj), self.rotary, self.shape.head_dim)
-        k = run.rotary(run.linear(x, self.k_proj), self.rotary, self.shape.head_dim)
-        v = run.linear(x, self.v_proj)
+        # One after the other, so that an executor can take what reads the same rows together.
+        q, k, v = run.linear(x, self.q_proj), run.linear(x, self.k_proj), run.linear(x, self.v_proj)
+        q, k = (run.rotary(heads, self.rotary, self.shape.head_dim) for heads in (q, k))
         return run.linear(run.attention(q, k, v, self.layer, self.shape), self.output)
 
 
