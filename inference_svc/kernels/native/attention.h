@@ -30,17 +30,19 @@ struct AttentionShape {
     int64_t group() const { return num_heads / num_kv_heads; }
 };
 
-inline void store_cached(float* p, float value) { *p = value; }
-inline void store_cached(half_t* p, float value) { *p = to_half(value); }
+inline void store_cached(float* p, Vector value) { store(p, value); }
+inline void store_cached(half_t* p, Vector value) { store_half(p, value); }
 
 template <typename T>
 void write_cache(const AttentionShape& shape, int64_t slot, const float* k, const float* v, T* keys, T* values) {
     const int64_t block = slot / BLOCK, offset = slot % BLOCK, dim = shape.head_dim;
     for (int64_t head = 0; head < shape.num_kv_heads; head++) {
         const int64_t base = (block * shape.num_kv_heads + head) * BLOCK * dim;
-        for (int64_t d = 0; d < dim; d++) {
-            store_cached(keys + base + d * BLOCK + offset, k[head * dim + d]);
-            store_cached(values + base + offset * dim + d, v[head * dim + d]);
+        for (int64_t d = 0; d < dim; d += LANES) {
+            store_cached(values + base + offset * dim + d, load(v + head * dim + d));
+            T numbers[LANES];
+            store_cached(numbers, load(k + head * dim + d));
+            for (int64_t i = 0; i < LANES; i++) keys[base + (d + i) * BLOCK + offset] = numbers[i];
         }
     }
 }
@@ -52,7 +54,13 @@ struct QueryTile {
     int64_t num_rows;
     int64_t num_chunks;
     int64_t first_partial;  // index of its first partial result
-    int64_t first_item;     // of work: an item is one chunk for one kv head
+};
+
+// What a thread does at a time: a tile of queries with one chunk, for one kv head.
+struct AttentionItem {
+    int64_t tile, chunk, kv_head;
+    int64_t source;  // items with the same keys and values, which come one after the other, have the same number
+    bool is_alone;   // no other item has its source
 };
 
 constexpr int64_t MOST_QUERIES = 16;  // rows of a tile times heads of a group
@@ -172,9 +180,11 @@ void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv
         }
         return;
     }
+    // Of the chunk's positions, those that any tile of the segment sees.
+    const int64_t filled = std::min<int64_t>(CHUNK, tile.segment->first_position + tile.segment->num_rows - first);
     const T* key_blocks[CHUNK / BLOCK];
     const T* value_blocks[CHUNK / BLOCK];
-    for (int64_t b = 0; b < (count + BLOCK - 1) / BLOCK; b++) {
+    for (int64_t b = 0; b < (filled + BLOCK - 1) / BLOCK; b++) {
         const int64_t at = (tile.segment->blocks[first / BLOCK + b] * shape.num_kv_heads + kv_head) * BLOCK * dim;
         key_blocks[b] = keys + at;
         value_blocks[b] = values + at;
@@ -193,7 +203,7 @@ void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv
         outs[i] = numbers[i] + 2;
     }
     int64_t i = 0;
-    if (wide(queries, positions, num_queries, first, count, key_blocks, value_blocks, outs, maxima, sums)) i = num_queries;
+    if (wide(queries, positions, num_queries, first, count, filled, key_blocks, value_blocks, outs, maxima, sums)) i = num_queries;
     auto some = [&](auto queries_at_once) {
         constexpr int NQ = decltype(queries_at_once)::value;
         for (; num_queries - i >= NQ; i += NQ)

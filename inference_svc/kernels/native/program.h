@@ -126,8 +126,8 @@ struct Program {
     std::vector<uint8_t> rows_in_blocks;  // [banks][blocks]: a bank has rows there
     std::vector<QueryTile> tiles;
     std::vector<int64_t> tile_of_row;
+    std::vector<AttentionItem> attention_items;
     Buffer<float> partials, low;
-    int64_t num_attention_items = 0;
 
     int32_t new_value(int64_t width) {
         Value value;

@@ -80,19 +80,27 @@ class Runner : DeltaPlanner {
     // Cuts the rows into tiles; all layers have the same heads.
     void plan_tiles(const AttentionShape& shape) {
         p.tiles.clear();
+        p.attention_items.clear();
         p.tile_of_row.resize(pass.num_rows);
-        p.num_attention_items = 0;
-        int64_t num_partials = 0;
+        int64_t num_partials = 0, source = 0;
         const int64_t most = attends_wide(shape) ? wide_rows_per_tile(shape) : rows_per_tile(shape);
         for (int64_t s = 0; s < pass.num_segments; s++) {
             const Segment& segment = pass.segments[s];
+            const int64_t first_tile = static_cast<int64_t>(p.tiles.size());
             for (int64_t first = 0; first < segment.num_rows; first += most) {
                 const int64_t count = std::min(most, segment.num_rows - first);
                 const int64_t chunks = (segment.first_position + first + count + CHUNK - 1) / CHUNK;
                 for (int64_t row = 0; row < count; row++) p.tile_of_row[segment.first_row + first + row] = p.tiles.size();
-                p.tiles.push_back({&segment, first, count, chunks, num_partials, p.num_attention_items});
+                p.tiles.push_back({&segment, first, count, chunks, num_partials});
                 num_partials += count * shape.num_heads * chunks;
-                p.num_attention_items += chunks * shape.num_kv_heads;
+            }
+            // Later tiles see more chunks.
+            const int64_t end_tile = static_cast<int64_t>(p.tiles.size()), num_chunks = p.tiles.back().num_chunks;
+            int64_t tile = first_tile;
+            for (int64_t chunk = 0; chunk < num_chunks; chunk++) {
+                while (p.tiles[tile].num_chunks <= chunk) tile++;
+                for (int64_t head = 0; head < shape.num_kv_heads; head++, source++)
+                    for (int64_t i = tile; i < end_tile; i++) p.attention_items.push_back({i, chunk, head, source, end_tile - tile == 1});
             }
         }
         p.partials.reserve(num_partials * (shape.head_dim + 2));
@@ -321,32 +329,25 @@ class Runner : DeltaPlanner {
         const int64_t partial_size = shape.head_dim + 2;
         const float* q = p.at(o.inputs[0]);
         const int64_t q_stride = p.values[o.inputs[0]].stride;
+        static thread_local PairedChunk paired;
+        int64_t source = -1;  // of what is paired
         auto wide = [&](const float* const* queries, const int64_t* positions, int64_t num_queries, auto... rest) {
             if constexpr (std::is_same_v<T, half_t>)
                 if ((invariant || num_queries >= QUERIES_FOR_WIDE) && attends_wide(shape)) {
-                    attend_wide(shape, queries, positions, num_queries, rest...);
+                    attend_wide(shape, paired, queries, positions, num_queries, rest...);
                     return true;
                 }
             return false;
         };
-        t.share(p.num_attention_items, 1, [&](int64_t first_item, int64_t end) {
-            for (int64_t item = first_item; item < end; item++) {
-                const QueryTile& tile = p.tiles[tile_of(item)];
-                const int64_t within = item - tile.first_item;
-                attend_chunk(shape, tile, within % shape.num_kv_heads, within / shape.num_kv_heads, q, q_stride, keys, values,
-                             p.partials.data(), partial_size, wide);
+        t.share(static_cast<int64_t>(p.attention_items.size()), 1, [&](int64_t first_item, int64_t end) {
+            for (int64_t i = first_item; i < end; i++) {
+                const AttentionItem& item = p.attention_items[i];
+                if (item.source != source) paired.begin(shape.head_dim, !item.is_alone);
+                source = item.source;
+                attend_chunk(shape, p.tiles[item.tile], item.kv_head, item.chunk, q, q_stride, keys, values, p.partials.data(),
+                             partial_size, wide);
             }
         });
-    }
-
-    // The tile that an item of attention belongs to; an item is one chunk for one kv head.
-    int64_t tile_of(int64_t item) const {
-        int64_t low = 0, high = static_cast<int64_t>(p.tiles.size());
-        while (high - low > 1) {
-            const int64_t middle = (low + high) / 2;
-            (p.tiles[middle].first_item <= item ? low : high) = middle;
-        }
-        return low;
     }
 
     void copy_out() {

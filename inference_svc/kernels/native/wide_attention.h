@@ -55,6 +55,38 @@ inline void pair_values(const half_t* const* blocks, int64_t dim, int64_t first_
     }
 }
 
+constexpr int64_t MOST_BLOCKS = CHUNK / BLOCK, MOST_PAIRS = CHUNK / PAIR;
+
+// Keys and values of a chunk as matrix tiles read them, rewritten on the way by the first tile of queries that needs them, for
+// itself and for those that follow.
+class PairedChunk {
+  public:
+    int64_t num_blocks = 0, num_pairs = 0;  // so many blocks of keys and pairs of blocks of values are kept
+
+    // Of a chunk that nobody else reads only two blocks, two pairs, have room.
+    void begin(int64_t head_dim, bool is_kept) {
+        num_blocks = num_pairs = 0;
+        dim_ = head_dim;
+        mask_ = is_kept ? -1 : 1;
+        keys_.reserve((is_kept ? MOST_BLOCKS : 2) * dim_ * 64);
+        values_.reserve((is_kept ? MOST_PAIRS : 2) * dim_ * 64);
+    }
+
+    uint8_t* keys(int64_t block) { return keys_.data() + (block & mask_) * dim_ * 64; }
+    // 16 dimensions from first_d on.
+    uint8_t* values(int64_t pair, int64_t first_d) { return values_.data() + ((pair & mask_) * dim_ + first_d) * 64; }
+
+    void keep(int64_t blocks, int64_t pairs) {
+        if (mask_ == 1) return;
+        num_blocks = std::max(num_blocks, blocks);
+        num_pairs = std::max(num_pairs, pairs);
+    }
+
+  private:
+    Buffer<uint8_t> keys_, values_;
+    int64_t dim_ = 0, mask_ = 1;
+};
+
 // Scores of HALVES times 16 queries with one block of keys: [HALVES][16][16], `stride` floats from one half to the next.
 template <int HALVES>
 void score_tiles(const QueryStep* const* queries, const uint8_t* keys, int64_t dim, float* scores, int64_t stride) {
@@ -80,18 +112,18 @@ void score_tiles(const QueryStep* const* queries, const uint8_t* keys, int64_t d
     fence();
 }
 
-constexpr int64_t MOST_BLOCKS = CHUNK / BLOCK, MOST_PAIRS = CHUNK / PAIR;
-
 // Weights of positions, for 16 queries: [pairs of blocks][query][position].
 typedef uint16_t PairWeights[MOST_PAIRS][16][32];
 
-// Mixes of values for HALVES times 16 queries, of two times 16 dimensions from `first_d` on: [HALVES][2][16][16].
+// Mixes of values for HALVES times 16 queries, of two times 16 dimensions from `first_d` on: [HALVES][2][16][16]. The chunk has
+// `filled` positions.
 template <int HALVES>
-void mix_tiles(const PairWeights* weights, int64_t num_pairs, const half_t* const* values, int64_t dim, int64_t first_d, int64_t count,
-               uint8_t* numbers, float (*mixed)[2][16 * 16]) {
+void mix_tiles(const PairWeights* weights, int64_t num_pairs, PairedChunk& chunk, const half_t* const* values, int64_t dim,
+               int64_t first_d, int64_t filled, float (*mixed)[2][16 * 16]) {
     auto pair = [&](int64_t index) {
-        for (int64_t tile = 0; tile < 2; tile++)
-            pair_values(values + 2 * index, dim, first_d + tile * LANES, count - index * PAIR, numbers + (index % 2 * 2 + tile) * 1024);
+        if (index < chunk.num_pairs) return;
+        for (int64_t d = first_d; d < first_d + 2 * LANES; d += LANES)
+            pair_values(values + 2 * index, dim, d, filled - index * PAIR, chunk.values(index, d));
     };
     pair(0);
     fence();
@@ -102,9 +134,8 @@ void mix_tiles(const PairWeights* weights, int64_t num_pairs, const half_t* cons
     for (int64_t index = 0; index < num_pairs; index++) {
         if (index + 1 < num_pairs) pair(index + 1);
         fence();
-        const uint8_t* in = numbers + index % 2 * 2 * 1024;
-        _tile_loadd(6, in, 64);
-        _tile_loadd(7, in + 1024, 64);
+        _tile_loadd(6, chunk.values(index, first_d), 64);
+        _tile_loadd(7, chunk.values(index, first_d + LANES), 64);
         _tile_loadd(4, weights[0][index], 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
@@ -123,12 +154,11 @@ void mix_tiles(const PairWeights* weights, int64_t num_pairs, const half_t* cons
 
 // As attend_queries, for up to HALVES times 16 queries.
 template <int HALVES>
-void attend_halves(const AttentionShape& shape, const float* const* queries, const int64_t* positions, int64_t num_queries,
-                   int64_t first, int64_t count, const half_t* const* keys, const half_t* const* values, float* const* out,
-                   float* maxima, float* sums) {
+void attend_halves(const AttentionShape& shape, PairedChunk& chunk, const float* const* queries, const int64_t* positions,
+                   int64_t num_queries, int64_t first, int64_t count, int64_t filled, const half_t* const* keys,
+                   const half_t* const* values, float* const* out, float* maxima, float* sums) {
     const int64_t dim = shape.head_dim, num_blocks = (count + BLOCK - 1) / BLOCK, num_pairs = (num_blocks + 1) / 2;
     static thread_local Buffer<QueryStep> query_room;
-    static thread_local Buffer<uint8_t> room;
     alignas(64) static thread_local float scores[HALVES][MOST_BLOCKS][16 * 16];
     alignas(64) static thread_local PairWeights weights[HALVES];
     QueryStep* rows[HALVES];
@@ -138,55 +168,66 @@ void attend_halves(const AttentionShape& shape, const float* const* queries, con
         for (int64_t step = 0; step < dim / 32; step++)
             widen(queries[q] + 32 * step, rows[q / 16][step].high[q % 16], rows[q / 16][step].low[q % 16]);
     // What was stored a moment ago cannot be read into a tile register: the next is prepared before the last is read.
-    const int64_t key_bytes = dim * 64;
-    uint8_t* numbers = room.reserve(std::max<int64_t>(2 * key_bytes, 2 * 2 * 1024));
-    pair_keys(keys[0], dim, numbers);
+    auto pair = [&](int64_t block) {
+        if (block >= chunk.num_blocks && block < num_blocks) pair_keys(keys[block], dim, chunk.keys(block));
+    };
+    pair(0);
     for (int64_t block = 0; block < num_blocks; block++) {
-        if (block + 1 < num_blocks) pair_keys(keys[block + 1], dim, numbers + (block + 1) % 2 * key_bytes);
-        score_tiles<HALVES>(rows, numbers + block % 2 * key_bytes, dim, scores[0][block], MOST_BLOCKS * 16 * 16);
+        pair(block + 1);
+        score_tiles<HALVES>(rows, chunk.keys(block), dim, scores[0][block], MOST_BLOCKS * 16 * 16);
     }
-    for (int64_t q = 0; q < num_queries; q++) {
-        float(&own_scores)[MOST_BLOCKS][16 * 16] = scores[q / 16];
-        const int64_t row = q % 16;
-        Vector most = splat(-INFINITY), total = {};
-        for (int64_t block = 0; block < num_blocks; block++) {
-            const Vector score = seen_scores(shape, load(own_scores[block] + 16 * row), first + block * BLOCK, positions[q]);
-            store(own_scores[block] + 16 * row, score);
-            most = largest(most, score);
+    // A few queries at once: each is a chain of sums and powers that wait for one another.
+    int64_t q = 0;
+    auto some = [&](auto queries_at_once) {
+        constexpr int NQ = decltype(queries_at_once)::value;
+        for (; num_queries - q >= NQ; q += NQ) {
+            Vector most[NQ], total[NQ] = {};
+            float top[NQ];
+            auto score_at = [&](int i, int64_t block) { return scores[(q + i) / 16][block] + 16 * ((q + i) % 16); };
+            for (int i = 0; i < NQ; i++) most[i] = splat(-INFINITY);
+            for (int64_t block = 0; block < num_blocks; block++)
+                for (int i = 0; i < NQ; i++) {
+                    const Vector score = seen_scores(shape, load(score_at(i, block)), first + block * BLOCK, positions[q + i]);
+                    store(score_at(i, block), score);
+                    most[i] = largest(most[i], score);
+                }
+            for (int i = 0; i < NQ; i++) top[i] = largest_of(most[i]);
+            for (int64_t block = 0; block < 2 * num_pairs; block++)
+                for (int i = 0; i < NQ; i++) {
+                    const Vector score = block < num_blocks ? load(score_at(i, block)) : splat(-INFINITY);
+                    const Vector weight = score > -INFINITY ? exp(score - top[i]) : Vector{};
+                    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)weight);
+                    std::memcpy(weights[(q + i) / 16][block / 2][(q + i) % 16] + 16 * (block % 2), &rounded, 32);
+                    total[i] += (Vector)_mm512_cvtpbh_ps(rounded);
+                }
+            for (int i = 0; i < NQ; i++) maxima[q + i] = top[i], sums[q + i] = sum(total[i]);
         }
-        const float top = largest_of(most);
-        auto weight = [&](int64_t block) {
-            const Vector score = block < num_blocks ? load(own_scores[block] + 16 * row) : splat(-INFINITY);
-            return score > -INFINITY ? exp(score - top) : Vector{};
-        };
-        for (int64_t pair = 0; pair < num_pairs; pair++)
-            for (int half = 0; half < 2; half++) {
-                const __m256bh rounded = _mm512_cvtneps_pbh((__m512)weight(2 * pair + half));
-                std::memcpy(weights[q / 16][pair][row] + 16 * half, &rounded, 32);
-                total += (Vector)_mm512_cvtpbh_ps(rounded);
-            }
-        maxima[q] = top;
-        sums[q] = sum(total);
-    }
+    };
+    some(std::integral_constant<int, 4>());
+    some(std::integral_constant<int, 1>());
     alignas(64) float mixed[HALVES][2][16 * 16];
     for (int64_t d = 0; d < dim; d += 2 * LANES) {
-        mix_tiles<HALVES>(weights, num_pairs, values, dim, d, count, numbers, mixed);
+        mix_tiles<HALVES>(weights, num_pairs, chunk, values, dim, d, filled, mixed);
         for (int64_t q = 0; q < num_queries; q++)
             for (int64_t tile = 0; tile < 2; tile++) store(out[q] + d + tile * LANES, load(mixed[q / 16][tile] + 16 * (q % 16)));
     }
+    chunk.keep(num_blocks, num_pairs);
 }
 
 // As attend_queries, for all queries of a tile.
-inline void attend_wide(const AttentionShape& shape, const float* const* queries, const int64_t* positions, int64_t num_queries,
-                        int64_t first, int64_t count, const half_t* const* keys, const half_t* const* values, float* const* out,
-                        float* maxima, float* sums) {
+inline void attend_wide(const AttentionShape& shape, PairedChunk& chunk, const float* const* queries, const int64_t* positions,
+                        int64_t num_queries, int64_t first, int64_t count, int64_t filled, const half_t* const* keys,
+                        const half_t* const* values, float* const* out, float* maxima, float* sums) {
     const auto attend = num_queries <= 16 ? attend_halves<1> : attend_halves<2>;
-    attend(shape, queries, positions, num_queries, first, count, keys, values, out, maxima, sums);
+    attend(shape, chunk, queries, positions, num_queries, first, count, filled, keys, values, out, maxima, sums);
 }
 #else
+struct PairedChunk {
+    void begin(int64_t, bool) {}
+};
 inline bool has_wide_attention(const AttentionShape&) { return false; }
-inline void attend_wide(const AttentionShape&, const float* const*, const int64_t*, int64_t, int64_t, int64_t, const half_t* const*,
-                        const half_t* const*, float* const*, float*, float*) {}
+inline void attend_wide(const AttentionShape&, PairedChunk&, const float* const*, const int64_t*, int64_t, int64_t, int64_t, int64_t,
+                        const half_t* const*, const half_t* const*, float* const*, float*, float*) {}
 #endif
 
 }  // namespace loramux
