@@ -67,21 +67,52 @@ constexpr int64_t MOST_QUERIES = 16;  // rows of a tile times heads of a group
 
 inline int64_t rows_per_tile(const AttentionShape& shape) { return std::max<int64_t>(1, MOST_QUERIES / shape.group()); }
 
-// Scores of NQ queries with NB blocks of keys: [NQ][NB], 16 positions each.
-// On the way `ahead(offset)` may ask the memory for the numbers at this offset of other blocks.
-template <int NQ, int NB, typename T, typename Ahead>
-void score_blocks(const float* const* queries, const T* const* keys, int64_t dim, Vector (&scores)[NQ][NB], const Ahead& ahead) {
-    for (int q = 0; q < NQ; q++)
-        for (int b = 0; b < NB; b++) scores[q][b] = Vector{};
-    for (int64_t d = 0; d < dim; d++) {
-        if (d * BLOCK * sizeof(T) % 64 == 0) ahead(d * BLOCK);
-        Vector k[NB];
-        for (int b = 0; b < NB; b++) k[b] = load_any(keys[b] + d * BLOCK);
-        for (int q = 0; q < NQ; q++) {
-            const Vector value = splat(queries[q][d]);
-            for (int b = 0; b < NB; b++) scores[q][b] = fma(k[b], value, scores[q][b]);
+// Asks the memory for blocks of a cache before they are read: they lie here and there, in pieces of a few lines, which the
+// processor does not foresee.
+template <typename T>
+class Ahead {
+  public:
+    Ahead(const T* const* blocks, int64_t num_blocks, int64_t block_size)
+        : block_(blocks), end_(blocks + num_blocks), lines_((block_size * sizeof(T) + 63) / 64) {}
+
+    void ask(int lines) {
+        for (; lines > 0 && block_ != end_; lines--) {
+            prefetch(reinterpret_cast<const uint8_t*>(*block_) + 64 * line_);
+            if (++line_ == lines_) line_ = 0, block_++;
         }
     }
+
+  private:
+    const T* const* block_;
+    const T* const* end_;
+    const int64_t lines_;
+    int64_t line_ = 0;
+};
+
+// So many blocks of keys, or vectors of values, NQ queries take at once: their sums stay in registers.
+template <int NQ>
+constexpr int AT_ONCE = NQ <= 3 ? 8 : 4;
+
+// Scores of NQ queries with NB blocks of keys: [NQ][NB], 16 positions each.
+template <int NQ, int NB, typename T>
+void score_blocks(const float* const* queries, const T* const* keys, int64_t dim, Vector (&scores)[NQ][NB], Ahead<T>& ahead) {
+    Vector sums[NQ][NB] = {};
+    for (int64_t d = 0; d < dim; d++) {
+        ahead.ask((NB * BLOCK * sizeof(T) + 63) / 64);
+        Vector k[NB];
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; b++) k[b] = load_any(keys[b] + d * BLOCK);
+#pragma GCC unroll 8
+        for (int q = 0; q < NQ; q++) {
+            const Vector value = splat(queries[q][d]);
+#pragma GCC unroll 8
+            for (int b = 0; b < NB; b++) sums[q][b] = fma(k[b], value, sums[q][b]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < NQ; q++)
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; b++) scores[q][b] = sums[q][b];
 }
 
 // What 16 positions from `start` on count for a query at a position, -infinity where it does not see them.
@@ -99,52 +130,55 @@ inline Vector seen_scores(const AttentionShape& shape, Vector score, int64_t sta
 // Mixes of values for NQ queries, ND vectors of dimensions.
 template <int NQ, int ND, typename T>
 void mix_values(const float (*weights)[CHUNK], int64_t count, const T* const* values, int64_t dim, int64_t first_d,
-                float* const* out) {
+                float* const* out, Ahead<T>& ahead) {
     Vector totals[NQ][ND] = {};
     for (int64_t p = 0; p < count; p++) {
+        ahead.ask((ND * LANES * sizeof(T) + 63) / 64);
         const T* v = values[p / BLOCK] + p % BLOCK * dim + first_d;
         Vector loaded[ND];
+#pragma GCC unroll 8
         for (int i = 0; i < ND; i++) loaded[i] = load_any(v + i * LANES);
+#pragma GCC unroll 8
         for (int q = 0; q < NQ; q++) {
             const Vector weight = splat(weights[q][p]);
+#pragma GCC unroll 8
             for (int i = 0; i < ND; i++) totals[q][i] = fma(loaded[i], weight, totals[q][i]);
         }
     }
+#pragma GCC unroll 8
     for (int q = 0; q < NQ; q++)
+#pragma GCC unroll 8
         for (int i = 0; i < ND; i++) store(out[q] + first_d + i * LANES, totals[q][i]);
 }
 
+// Calls work(N) for as many as are left: by MOST at a time, then by half of it, and so on.
+template <int MOST, typename Work>
+void by_halves(int64_t& first, int64_t end, const Work& work) {
+    for (; end - first >= MOST; first += MOST) work(std::integral_constant<int, MOST>());
+    if constexpr (MOST > 1) by_halves<MOST / 2>(first, end, work);
+}
+
+// `values_ahead` are asked for while keys are read, `keys_ahead`, of what comes next, while values are.
 template <int NQ, typename T>
 void attend_queries(const AttentionShape& shape, const float* const* queries, const int64_t* positions, int64_t first,
-                    int64_t count, const T* const* keys, const T* const* values, bool is_first, float* const* out, float* maxima,
-                    float* sums) {
+                    int64_t count, const T* const* keys, const T* const* values, Ahead<T>& values_ahead, Ahead<T>& keys_ahead,
+                    float* const* out, float* maxima, float* sums) {
     float weights[NQ][CHUNK];
     const int64_t num_blocks = (count + BLOCK - 1) / BLOCK;
     Vector most[NQ];
     for (int q = 0; q < NQ; q++) most[q] = splat(-INFINITY);
-    auto finish = [&](int q, int64_t block, Vector score) {
-        score = seen_scores(shape, score, first + block * BLOCK, positions[q]);
-        store(&weights[q][block * BLOCK], score);
-        most[q] = largest(most[q], score);
-    };
     int64_t block = 0;
-    // A cache is read in pieces of a few lines, here and there, which the processor does not foresee.
-    auto ahead = [&](int64_t offset) {
-        if (!is_first) return;
-        for (int64_t b = block; b < std::min(block + 4, num_blocks); b++) prefetch(values[b] + offset);
-        for (int64_t b = block + 4; b < std::min(block + 8, num_blocks); b++) prefetch(keys[b] + offset);
-    };
-    for (; num_blocks - block >= 4; block += 4) {
-        Vector scores[NQ][4];
-        score_blocks<NQ, 4>(queries, keys + block, shape.head_dim, scores, ahead);
+    by_halves<AT_ONCE<NQ>>(block, num_blocks, [&](auto blocks_at_once) {
+        constexpr int NB = decltype(blocks_at_once)::value;
+        Vector scores[NQ][NB];
+        score_blocks<NQ, NB>(queries, keys + block, shape.head_dim, scores, values_ahead);
         for (int q = 0; q < NQ; q++)
-            for (int b = 0; b < 4; b++) finish(q, block + b, scores[q][b]);
-    }
-    for (; block < num_blocks; block++) {
-        Vector scores[NQ][1];
-        score_blocks<NQ, 1>(queries, keys + block, shape.head_dim, scores, [](int64_t) {});
-        for (int q = 0; q < NQ; q++) finish(q, block, scores[q][0]);
-    }
+            for (int b = 0; b < NB; b++) {
+                const Vector score = seen_scores(shape, scores[q][b], first + (block + b) * BLOCK, positions[q]);
+                store(&weights[q][(block + b) * BLOCK], score);
+                most[q] = largest(most[q], score);
+            }
+    });
     for (int q = 0; q < NQ; q++) {
         const float top = largest_of(most[q]);
         Vector total = {};
@@ -157,16 +191,28 @@ void attend_queries(const AttentionShape& shape, const float* const* queries, co
         maxima[q] = top;
         sums[q] = sum(total);
     }
-    int64_t d = 0;
-    for (; shape.head_dim - d >= 4 * LANES; d += 4 * LANES) mix_values<NQ, 4>(weights, count, values, shape.head_dim, d, out);
-    for (; d < shape.head_dim; d += LANES) mix_values<NQ, 1>(weights, count, values, shape.head_dim, d, out);
+    int64_t vector = 0;
+    by_halves<AT_ONCE<NQ>>(vector, shape.head_dim / LANES, [&](auto vectors_at_once) {
+        constexpr int ND = decltype(vectors_at_once)::value;
+        mix_values<NQ, ND>(weights, count, values, shape.head_dim, vector * LANES, out, keys_ahead);
+    });
+}
+
+// Where the blocks of a chunk lie for one kv head, those that any tile of the segment sees; returns how many positions they have.
+template <typename T>
+int64_t find_blocks(const AttentionShape& shape, const Segment& segment, int64_t chunk, int64_t kv_head, const T* cache,
+                    const T* (&blocks)[CHUNK / BLOCK]) {
+    const int64_t first = chunk * CHUNK, filled = std::min<int64_t>(CHUNK, segment.first_position + segment.num_rows - first);
+    for (int64_t b = 0; b < (filled + BLOCK - 1) / BLOCK; b++)
+        blocks[b] = cache + (segment.blocks[first / BLOCK + b] * shape.num_kv_heads + kv_head) * BLOCK * shape.head_dim;
+    return filled;
 }
 
 // One chunk of one tile for one kv head; results per query: out [head_dim], largest score, sum.
-// `wide(...)`, if it gives true, has computed all queries of the tile itself.
+// `wide(...)`, if it gives true, has computed all queries of the tile itself. `next_tile` and so on are what comes next.
 template <typename T, typename WideAttention>
 void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv_head, int64_t chunk, const float* q,
-                  int64_t q_stride, const T* keys, const T* values, float* partials, int64_t partial_size,
+                  int64_t q_stride, const T* keys, const T* values, float* partials, int64_t partial_size, Ahead<T> keys_ahead,
                   const WideAttention& wide) {
     const int64_t first = chunk * CHUNK, group = shape.group(), dim = shape.head_dim;
     const int64_t first_position = tile.segment->first_position + tile.first;
@@ -180,15 +226,10 @@ void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv
         }
         return;
     }
-    // Of the chunk's positions, those that any tile of the segment sees.
-    const int64_t filled = std::min<int64_t>(CHUNK, tile.segment->first_position + tile.segment->num_rows - first);
     const T* key_blocks[CHUNK / BLOCK];
     const T* value_blocks[CHUNK / BLOCK];
-    for (int64_t b = 0; b < (filled + BLOCK - 1) / BLOCK; b++) {
-        const int64_t at = (tile.segment->blocks[first / BLOCK + b] * shape.num_kv_heads + kv_head) * BLOCK * dim;
-        key_blocks[b] = keys + at;
-        value_blocks[b] = values + at;
-    }
+    const int64_t filled = find_blocks(shape, *tile.segment, chunk, kv_head, keys, key_blocks);
+    find_blocks(shape, *tile.segment, chunk, kv_head, values, value_blocks);
     const float* queries[MOST_QUERIES * 4];
     float* outs[MOST_QUERIES * 4];
     int64_t positions[MOST_QUERIES * 4];
@@ -203,13 +244,17 @@ void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv
         outs[i] = numbers[i] + 2;
     }
     int64_t i = 0;
-    if (wide(queries, positions, num_queries, first, count, filled, key_blocks, value_blocks, outs, maxima, sums)) i = num_queries;
+    Ahead<T> values_ahead(value_blocks, (count + BLOCK - 1) / BLOCK, BLOCK * dim);
+    if (wide(queries, positions, num_queries, first, count, filled, key_blocks, value_blocks, values_ahead, keys_ahead, outs, maxima, sums))
+        i = num_queries;
     auto some = [&](auto queries_at_once) {
         constexpr int NQ = decltype(queries_at_once)::value;
         for (; num_queries - i >= NQ; i += NQ)
-            attend_queries<NQ>(shape, queries + i, positions + i, first, count, key_blocks, value_blocks, i == 0,
+            attend_queries<NQ>(shape, queries + i, positions + i, first, count, key_blocks, value_blocks, values_ahead, keys_ahead,
                                outs + i, maxima + i, sums + i);
     };
+    some(std::integral_constant<int, 6>());
+    some(std::integral_constant<int, 5>());
     some(std::integral_constant<int, 4>());
     some(std::integral_constant<int, 3>());
     some(std::integral_constant<int, 2>());

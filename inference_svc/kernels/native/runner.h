@@ -344,8 +344,15 @@ class Runner : DeltaPlanner {
                 const AttentionItem& item = p.attention_items[i];
                 if (item.source != source) paired.begin(shape.head_dim, !item.is_alone);
                 source = item.source;
+                // What this thread does next is most often the next item.
+                const T* next_keys[CHUNK / BLOCK];
+                int64_t num_next = 0;
+                if (i + 1 < static_cast<int64_t>(p.attention_items.size()) && p.attention_items[i + 1].source != source) {
+                    const AttentionItem& next = p.attention_items[i + 1];
+                    num_next = (find_blocks(shape, *p.tiles[next.tile].segment, next.chunk, next.kv_head, keys, next_keys) + BLOCK - 1) / BLOCK;
+                }
                 attend_chunk(shape, p.tiles[item.tile], item.kv_head, item.chunk, q, q_stride, keys, values, p.partials.data(),
-                             partial_size, wide);
+                             partial_size, Ahead<T>(next_keys, num_next, BLOCK * shape.head_dim), wide);
             }
         });
     }

@@ -24,7 +24,7 @@ inline Vector load(const float* p) {
 
 inline void store(float* p, Vector value) { std::memcpy(p, &value, sizeof value); }
 
-inline Vector splat(float value) { return Vector{} + value; }
+inline Vector splat(float value) { return value - Vector{}; }
 
 #if defined(__AVX512F__)
 inline Vector fma(Vector a, Vector b, Vector c) { return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }

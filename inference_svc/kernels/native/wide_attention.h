@@ -7,7 +7,7 @@
 
 namespace loramux {
 
-constexpr int64_t QUERIES_FOR_WIDE = 8;  // fewer are not worth rewriting keys and values for, unless they must not depend on it
+constexpr int64_t QUERIES_FOR_WIDE = 17;  // fewer are not worth rewriting keys and values for, unless they must not depend on it
 
 // What keys and values are rewritten for should be many: a tile has twice the queries of other attention.
 inline int64_t wide_rows_per_tile(const AttentionShape& shape) { return std::max<int64_t>(1, 2 * MOST_QUERIES / shape.group()); }
@@ -37,8 +37,9 @@ inline void widen(const float* x, uint16_t* high, uint16_t* low) {
 }
 
 // A block of keys, [dim][16 positions] -> pairs of dimensions: [dim / 2][16][2], high parts, then low parts.
-inline void pair_keys(const half_t* keys, int64_t dim, uint8_t* out) {
+inline void pair_keys(const half_t* keys, int64_t dim, uint8_t* out, Ahead<half_t>& ahead) {
     for (int64_t d = 0; d < dim; d += 2, out += 64) {
+        ahead.ask(1);
         const __m512 a = (__m512)load_half(keys + d * BLOCK), b = (__m512)load_half(keys + (d + 1) * BLOCK);
         _mm512_store_si512(out, paired(a, b));
         _mm512_store_si512(out + dim * 32, paired(left_over(a), left_over(b)));
@@ -46,8 +47,9 @@ inline void pair_keys(const half_t* keys, int64_t dim, uint8_t* out) {
 }
 
 // 32 positions of 16 dimensions of values -> pairs of positions: [16][16][2]. Of those beyond `count` nothing is read.
-inline void pair_values(const half_t* const* blocks, int64_t dim, int64_t first_d, int64_t count, uint8_t* out) {
+inline void pair_values(const half_t* const* blocks, int64_t dim, int64_t first_d, int64_t count, uint8_t* out, Ahead<half_t>& ahead) {
     for (int64_t p = 0; p < PAIR; p += 2, out += 64) {
+        ahead.ask(1);
         const half_t* v = p < count ? blocks[p / BLOCK] + p % BLOCK * dim + first_d : nullptr;
         const __m512 a = v ? (__m512)load_half(v) : _mm512_setzero_ps();
         const __m512 b = p + 1 < count ? (__m512)load_half(v + dim) : _mm512_setzero_ps();
@@ -119,11 +121,11 @@ typedef uint16_t PairWeights[MOST_PAIRS][16][32];
 // `filled` positions.
 template <int HALVES>
 void mix_tiles(const PairWeights* weights, int64_t num_pairs, PairedChunk& chunk, const half_t* const* values, int64_t dim,
-               int64_t first_d, int64_t filled, float (*mixed)[2][16 * 16]) {
+               int64_t first_d, int64_t filled, Ahead<half_t>& ahead, float (*mixed)[2][16 * 16]) {
     auto pair = [&](int64_t index) {
         if (index < chunk.num_pairs) return;
         for (int64_t d = first_d; d < first_d + 2 * LANES; d += LANES)
-            pair_values(values + 2 * index, dim, d, filled - index * PAIR, chunk.values(index, d));
+            pair_values(values + 2 * index, dim, d, filled - index * PAIR, chunk.values(index, d), ahead);
     };
     pair(0);
     fence();
@@ -156,7 +158,8 @@ void mix_tiles(const PairWeights* weights, int64_t num_pairs, PairedChunk& chunk
 template <int HALVES>
 void attend_halves(const AttentionShape& shape, PairedChunk& chunk, const float* const* queries, const int64_t* positions,
                    int64_t num_queries, int64_t first, int64_t count, int64_t filled, const half_t* const* keys,
-                   const half_t* const* values, float* const* out, float* maxima, float* sums) {
+                   const half_t* const* values, Ahead<half_t>& values_ahead, Ahead<half_t>& keys_ahead, float* const* out,
+                   float* maxima, float* sums) {
     const int64_t dim = shape.head_dim, num_blocks = (count + BLOCK - 1) / BLOCK, num_pairs = (num_blocks + 1) / 2;
     static thread_local Buffer<QueryStep> query_room;
     alignas(64) static thread_local float scores[HALVES][MOST_BLOCKS][16 * 16];
@@ -169,7 +172,7 @@ void attend_halves(const AttentionShape& shape, PairedChunk& chunk, const float*
             widen(queries[q] + 32 * step, rows[q / 16][step].high[q % 16], rows[q / 16][step].low[q % 16]);
     // What was stored a moment ago cannot be read into a tile register: the next is prepared before the last is read.
     auto pair = [&](int64_t block) {
-        if (block >= chunk.num_blocks && block < num_blocks) pair_keys(keys[block], dim, chunk.keys(block));
+        if (block >= chunk.num_blocks && block < num_blocks) pair_keys(keys[block], dim, chunk.keys(block), values_ahead);
     };
     pair(0);
     for (int64_t block = 0; block < num_blocks; block++) {
@@ -207,7 +210,7 @@ void attend_halves(const AttentionShape& shape, PairedChunk& chunk, const float*
     some(std::integral_constant<int, 1>());
     alignas(64) float mixed[HALVES][2][16 * 16];
     for (int64_t d = 0; d < dim; d += 2 * LANES) {
-        mix_tiles<HALVES>(weights, num_pairs, chunk, values, dim, d, filled, mixed);
+        mix_tiles<HALVES>(weights, num_pairs, chunk, values, dim, d, filled, keys_ahead, mixed);
         for (int64_t q = 0; q < num_queries; q++)
             for (int64_t tile = 0; tile < 2; tile++) store(out[q] + d + tile * LANES, load(mixed[q / 16][tile] + 16 * (q % 16)));
     }
@@ -217,9 +220,10 @@ void attend_halves(const AttentionShape& shape, PairedChunk& chunk, const float*
 // As attend_queries, for all queries of a tile.
 inline void attend_wide(const AttentionShape& shape, PairedChunk& chunk, const float* const* queries, const int64_t* positions,
                         int64_t num_queries, int64_t first, int64_t count, int64_t filled, const half_t* const* keys,
-                        const half_t* const* values, float* const* out, float* maxima, float* sums) {
+                        const half_t* const* values, Ahead<half_t>& values_ahead, Ahead<half_t>& keys_ahead, float* const* out,
+                        float* maxima, float* sums) {
     const auto attend = num_queries <= 16 ? attend_halves<1> : attend_halves<2>;
-    attend(shape, chunk, queries, positions, num_queries, first, count, filled, keys, values, out, maxima, sums);
+    attend(shape, chunk, queries, positions, num_queries, first, count, filled, keys, values, values_ahead, keys_ahead, out, maxima, sums);
 }
 #else
 struct PairedChunk {
@@ -227,7 +231,7 @@ struct PairedChunk {
 };
 inline bool has_wide_attention(const AttentionShape&) { return false; }
 inline void attend_wide(const AttentionShape&, PairedChunk&, const float* const*, const int64_t*, int64_t, int64_t, int64_t, int64_t,
-                        const half_t* const*, const half_t* const*, float* const*, float*, float*) {}
+                        const half_t* const*, const half_t* const*, Ahead<half_t>&, Ahead<half_t>&, float* const*, float*, float*) {}
 #endif
 
 }  // namespace loramux
