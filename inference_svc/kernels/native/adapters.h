@@ -21,6 +21,10 @@ struct Delta {  // what a bank adds to one linear layer; a == null: nothing
 
     // In a product's tiles every number is multiplied, also with nothing; and DoRA wants to know the product by itself.
     bool fits_tiles() const { return halves && is_finite && !base_factor; }
+
+    int64_t number_bytes() const { return halves ? sizeof(half_t) : sizeof(float); }
+    const uint8_t* a_at(int64_t index) const { return static_cast<const uint8_t*>(a) + index * number_bytes(); }
+    const uint8_t* b_at(int64_t index) const { return static_cast<const uint8_t*>(b) + index * number_bytes(); }
 };
 
 struct BankRows {  // as in the Python side
@@ -37,29 +41,35 @@ struct BankRows {  // as in the Python side
 constexpr int64_t RANKS = 4;    // that are computed together
 constexpr int64_t OUTPUTS = 64;  // columns of y that are changed together
 
-// NR dot products of A's ranks with each of MR rows; sixteen lanes along the columns for every one.
+// NR dot products of A's ranks with each of MR rows; sixteen lanes along the columns for every one. `ahead` are the ranks that
+// come next, which the memory is asked for.
 template <int MR, int NR, typename T>
-void rank_products(const float* const* x, const T* a, int64_t length, float (&results)[MR][NR]) {
+void rank_products(const float* const* x, const T* a, int64_t length, const T* ahead, float (&results)[MR][NR]) {
     Vector totals[MR][NR] = {};
     for (int64_t k = 0; k < length; k += LANES) {
         Vector ranks[NR];
+#pragma GCC unroll 4
         for (int n = 0; n < NR; n++) {
-            prefetch(reinterpret_cast<const uint8_t*>(a + (NR + n) * length + k));  // the ranks that follow
+            prefetch(ahead + n * length + k);
             ranks[n] = load_any(a + n * length + k);
         }
+#pragma GCC unroll 4
         for (int m = 0; m < MR; m++) {
             const Vector value = load(x[m] + k);
+#pragma GCC unroll 4
             for (int n = 0; n < NR; n++) totals[m][n] = fma(value, ranks[n], totals[m][n]);
         }
     }
+#pragma GCC unroll 4
     for (int m = 0; m < MR; m++)
+#pragma GCC unroll 4
         for (int n = 0; n < NR; n++) results[m][n] = sum(totals[m][n]);
 }
 
 // Ranks first.. of A x for MR rows of a bank from `row` on, times their scalings: low [num_rows, rank].
 template <int MR, typename T>
 void low_rank_rows(const BankRows& bank, const Delta& delta, int64_t first, int64_t in_features, int64_t row, const float* x,
-                   int64_t x_stride, float* low) {
+                   int64_t x_stride, const void* ahead, float* low) {
     const int count = static_cast<int>(std::min(RANKS, delta.rank - first));
     float weights[MR][RANKS] = {};
     bool any = false;
@@ -75,11 +85,11 @@ void low_rank_rows(const BankRows& bank, const Delta& delta, int64_t first, int6
     float results[MR][RANKS] = {};
     const T* a = static_cast<const T*>(delta.a) + first * in_features;
     if (any && count == RANKS) {
-        rank_products<MR, RANKS>(rows, a, in_features, results);
+        rank_products<MR, RANKS>(rows, a, in_features, static_cast<const T*>(ahead), results);
     } else if (any) {
         for (int n = 0; n < count; n++) {
             float one[MR][1];
-            rank_products<MR, 1>(rows, a + n * in_features, in_features, one);
+            rank_products<MR, 1>(rows, a + n * in_features, in_features, static_cast<const T*>(ahead) + n * in_features, one);
             for (int m = 0; m < MR; m++) results[m][n] = one[m][0];
         }
     }
@@ -90,13 +100,26 @@ void low_rank_rows(const BankRows& bank, const Delta& delta, int64_t first, int6
                 weights[m][n] == 0.0f ? 0.0f : results[m][n] * (weights[m][n] * delta.factor);
 }
 
-// Ranks first.. of a bank's rows row..end.
+// Calls work(N) for rows row..end, four at a time as long as there are, then for what is left at once.
+template <typename Work>
+void by_rows(int64_t& row, int64_t end, const Work& work) {
+    for (; end - row >= 4; row += 4) work(std::integral_constant<int, 4>());
+    switch (end - row) {
+        case 3: work(std::integral_constant<int, 3>()); break;
+        case 2: work(std::integral_constant<int, 2>()); break;
+        case 1: work(std::integral_constant<int, 1>()); break;
+    }
+    row = end;
+}
+
+// Ranks first.. of a bank's rows row..end. `ahead` are those that come next, of this delta or another one.
 inline void low_rank(const BankRows& bank, const Delta& delta, int64_t first, int64_t in_features, int64_t row, int64_t end,
-                     const float* x, int64_t x_stride, float* low) {
+                     const float* x, int64_t x_stride, const void* ahead, float* low) {
     auto all = [&](auto type) {
         using T = decltype(type);
-        for (; end - row >= 4; row += 4) low_rank_rows<4, T>(bank, delta, first, in_features, row, x, x_stride, low);
-        for (; row < end; row++) low_rank_rows<1, T>(bank, delta, first, in_features, row, x, x_stride, low);
+        by_rows(row, end, [&](auto rows) {
+            low_rank_rows<decltype(rows)::value, T>(bank, delta, first, in_features, row, x, x_stride, ahead, low);
+        });
     };
     delta.halves ? all(half_t()) : all(float());
 }
@@ -104,26 +127,30 @@ inline void low_rank(const BankRows& bank, const Delta& delta, int64_t first, in
 // MR rows of a bank from `row` on. `base` is W x of these outputs, [num_tokens, OUTPUTS], for DoRA only.
 template <int MR, typename T>
 void add_delta_rows(const BankRows& bank, const Delta& delta, const float* low, int64_t first, int64_t out_features,
-                    int64_t row, const float* base, float* y, int64_t y_stride) {
+                    int64_t row, const float* base, const uint8_t* ahead, float* y, int64_t y_stride) {
     constexpr int VECTORS = OUTPUTS / LANES;
     Vector change[MR][VECTORS] = {};
     const T* b = static_cast<const T*>(delta.b) + first;
     for (int64_t r = 0; r < delta.rank; r++, b += out_features) {
+        for (size_t line = 0; line < OUTPUTS * sizeof(T); line += 64) prefetch(ahead + r * out_features * sizeof(T) + line);
         bool any = false;
         for (int m = 0; m < MR; m++) any = any || low[(row + m) * delta.rank + r] != 0.0f;
         if (!any) continue;
-        prefetch(reinterpret_cast<const uint8_t*>(b + 4 * out_features));
-        prefetch(reinterpret_cast<const uint8_t*>(b + 4 * out_features + 32));
         Vector loaded[VECTORS];
+#pragma GCC unroll 4
         for (int i = 0; i < VECTORS; i++) loaded[i] = load_any(b + LANES * i);
+#pragma GCC unroll 4
         for (int m = 0; m < MR; m++) {
             const Vector rank = splat(low[(row + m) * delta.rank + r]);
+#pragma GCC unroll 4
             for (int i = 0; i < VECTORS; i++) change[m][i] = fma(loaded[i], rank, change[m][i]);
         }
     }
+#pragma GCC unroll 4
     for (int m = 0; m < MR; m++) {
         float* out = y + bank.rows[row + m] * y_stride + first;
         const float weight = bank.scalings_of(row + m, delta)[0];
+#pragma GCC unroll 4
         for (int i = 0; i < VECTORS; i++) {
             if (delta.base_factor)
                 change[m][i] += load(base + bank.rows[row + m] * OUTPUTS + LANES * i) *
@@ -151,19 +178,17 @@ void add_last_outputs(const BankRows& bank, const Delta& delta, const float* low
     }
 }
 
-// Adds a bank's delta to outputs first.. of its rows row..end.
+// Adds a bank's delta to outputs first.. of its rows row..end. `ahead` is B where it is read next, most often another bank's.
 inline void add_delta(const BankRows& bank, const Delta& delta, const float* low, int64_t first, int64_t out_features,
-                      int64_t row, int64_t end, const float* base, float* y, int64_t y_stride) {
+                      int64_t row, int64_t end, const float* base, const uint8_t* ahead, float* y, int64_t y_stride) {
     auto all = [&](auto type) {
         using T = decltype(type);
         const bool is_whole = out_features - first >= OUTPUTS;
-        for (; is_whole && end - row >= 4; row += 4)
-            add_delta_rows<4, T>(bank, delta, low, first, out_features, row, base, y, y_stride);
-        for (; row < end; row++)
-            if (is_whole)
-                add_delta_rows<1, T>(bank, delta, low, first, out_features, row, base, y, y_stride);
-            else
-                add_last_outputs<T>(bank, delta, low, first, out_features, row, base, y, y_stride);
+        if (is_whole)
+            by_rows(row, end, [&](auto rows) {
+                add_delta_rows<decltype(rows)::value, T>(bank, delta, low, first, out_features, row, base, ahead, y, y_stride);
+            });
+        for (; row < end; row++) add_last_outputs<T>(bank, delta, low, first, out_features, row, base, y, y_stride);
     };
     delta.halves ? all(half_t()) : all(float());
 }

@@ -4,6 +4,8 @@
 
 namespace loramux {
 
+constexpr int64_t MOST_ROWS_OUTSIDE_TILES = 6;
+
 class DeltaPlanner : protected RowWorks {
   protected:
     using RowWorks::RowWorks;
@@ -11,8 +13,8 @@ class DeltaPlanner : protected RowWorks {
     static bool fits_tiles(const Matrix& matrix, const Delta& delta) { return matrix.packed && delta.fits_tiles(); }
 
     // Those deltas of this operation that fit tiles are added up with its products, from activations as these read them; all
-    // others later. In the fast mode all of them later if the banks have hardly more than a row each: to bring their numbers
-    // into tiles takes longer than to use them once.
+    // others later. In the fast mode all of them later if the banks have but a few rows each: to bring their numbers into
+    // tiles takes longer than to use them for these.
     bool adds_in_tiles(const Operation& o) const {
         if (!is_wide() || invariant) return is_wide();
         int64_t num_deltas = 0, num_rows = 0;
@@ -21,7 +23,7 @@ class DeltaPlanner : protected RowWorks {
             num_deltas++;
             num_rows += bank.num_rows;
         });
-        return num_rows >= 2 * num_deltas;
+                return num_rows > MOST_ROWS_OUTSIDE_TILES * num_deltas;
     }
 
     bool adds_all_in_tiles(const Operation& o) const {

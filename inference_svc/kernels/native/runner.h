@@ -274,8 +274,13 @@ class Runner : DeltaPlanner {
         const PlannedDelta& planned = *(after - 1);
         const Matrix& matrix = o.matrices[planned.matrix];
         const BankRows& bank = pass.banks[planned.bank];
-        low_rank(bank, bank.deltas[matrix.index], (item - planned.first_block) * RANKS, matrix.in_features,
-                 first_row(part, bank), first_row(part.next(), bank), x, x_stride, p.low.data() + planned.first_float);
+        const Delta& delta = bank.deltas[matrix.index];
+        const int64_t first = (item - planned.first_block) * RANKS;
+        const uint8_t* ahead = delta.a_at((first + RANKS) * matrix.in_features);
+        if (first + RANKS >= delta.rank && after != plan.end())
+            ahead = pass.banks[after->bank].deltas[o.matrices[after->matrix].index].a_at(0);
+        low_rank(bank, delta, first, matrix.in_features, first_row(part, bank), first_row(part.next(), bank), x, x_stride, ahead,
+                 p.low.data() + planned.first_float);
     }
 
     void add_deltas(const Operation& o, const DeltaPlan& plan, float* const* before, int64_t parts) {
@@ -283,6 +288,7 @@ class Runner : DeltaPlanner {
         const int64_t num_matrices = static_cast<int64_t>(o.matrices.size());
         for (int64_t m = 0; m < num_matrices; m++) counts[m + 1] = counts[m] + (o.matrices[m].out_features + OUTPUTS - 1) / OUTPUTS;
         const int64_t num_items = counts[num_matrices];
+        auto is_before = [](const PlannedDelta& planned, int64_t matrix) { return planned.matrix < matrix; };
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t first_item, int64_t end) {
             static thread_local Buffer<float> copies;
             for (int64_t i = first_item; i < end; i++) {
@@ -295,11 +301,14 @@ class Runner : DeltaPlanner {
                 float* y = p.at(matrix.out);
                 const int64_t y_stride = p.values[matrix.out].stride;
                 const float* base = copy_of_base(matrix, before[m] ? before[m] : y, first, part, copies);
-                for (const PlannedDelta& planned : plan) {
-                    if (planned.matrix != m) continue;
-                    const BankRows& bank = pass.banks[planned.bank];
-                    add_delta(bank, bank.deltas[matrix.index], p.low.data() + planned.first_float, first, matrix.out_features,
-                              first_row(part, bank), first_row(part.next(), bank), base, y, y_stride);
+                const auto begin = std::lower_bound(plan.begin(), plan.end(), m, is_before);
+                const auto last = std::lower_bound(begin, plan.end(), m + 1, is_before);
+                for (auto planned = begin; planned != last; ++planned) {
+                    const BankRows& bank = pass.banks[planned->bank];
+                    const bool is_last = planned + 1 == last;
+                    const Delta& next = pass.banks[(is_last ? begin : planned + 1)->bank].deltas[matrix.index];
+                    add_delta(bank, bank.deltas[matrix.index], p.low.data() + planned->first_float, first, matrix.out_features,
+                              first_row(part, bank), first_row(part.next(), bank), base, next.b_at(first + is_last * OUTPUTS), y, y_stride);
                 }
             }
         });
