@@ -4,7 +4,7 @@
 
 namespace loramux {
 
-constexpr int64_t MOST_ROWS_OUTSIDE_TILES = 6;
+constexpr int64_t ROWS_FOR_TILES = 7;  // of a bank
 
 class DeltaPlanner : protected RowWorks {
   protected:
@@ -23,7 +23,7 @@ class DeltaPlanner : protected RowWorks {
             num_deltas++;
             num_rows += bank.num_rows;
         });
-                return num_rows > MOST_ROWS_OUTSIDE_TILES * num_deltas;
+                return num_rows >= ROWS_FOR_TILES * num_deltas;
     }
 
     bool adds_all_in_tiles(const Operation& o) const {
