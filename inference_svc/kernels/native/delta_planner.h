@@ -10,25 +10,16 @@ class DeltaPlanner : protected RowWorks {
   protected:
     using RowWorks::RowWorks;
 
-    static bool fits_tiles(const Matrix& matrix, const Delta& delta) { return matrix.packed && delta.fits_tiles(); }
-
-    // Those deltas of this operation that fit tiles are added up with its products, from activations as these read them; all
-    // others later. In the fast mode all of them later if the banks have but a few rows each: to bring their numbers into
-    // tiles takes longer than to use them for these.
-    bool adds_in_tiles(const Operation& o) const {
-        if (!is_wide() || invariant) return is_wide();
-        int64_t num_deltas = 0, num_rows = 0;
-        each_delta(o, [&](const Matrix& matrix, const BankRows& bank, const Delta& delta) {
-            if (!fits_tiles(matrix, delta)) return;
-            num_deltas++;
-            num_rows += bank.num_rows;
-        });
-                return num_rows >= ROWS_FOR_TILES * num_deltas;
+    // Those deltas that fit tiles are added up with an operation's products, from activations as these read them; all others
+    // later. In the fast mode also those of banks that have but a few rows: to bring their numbers into tiles takes longer than to
+    // use them for these.
+    bool fits_tiles(const Matrix& matrix, const BankRows& bank, const Delta& delta) const {
+        return is_wide() && matrix.packed && delta.fits_tiles() && (invariant || bank.num_rows >= ROWS_FOR_TILES);
     }
 
     bool adds_all_in_tiles(const Operation& o) const {
-        bool all = adds_in_tiles(o);
-        each_delta(o, [&](const Matrix& matrix, const BankRows&, const Delta& delta) { all = all && fits_tiles(matrix, delta); });
+        bool all = is_wide();
+        each_delta(o, [&](const Matrix& matrix, const BankRows& bank, const Delta& delta) { all = all && fits_tiles(matrix, bank, delta); });
         return all;
     }
 
@@ -41,13 +32,13 @@ class DeltaPlanner : protected RowWorks {
 
     // Writes down where each bank's low-rank products of each matrix go, of deltas that are not added in tiles; gives the number
     // of blocks of ranks. Every thread has a plan of its own, and all are the same: that costs less than to wait for one.
-    int64_t plan_deltas(const Operation& o, bool uses_tiles, DeltaPlan& plan) const {
+    int64_t plan_deltas(const Operation& o, DeltaPlan& plan) const {
         plan.clear();
         int64_t blocks = 0, floats = 0;
         for (size_t m = 0; m < o.matrices.size(); m++)
             for (int64_t b = 0; b < pass.num_banks; b++) {
                 const Delta& delta = pass.banks[b].deltas[o.matrices[m].index];
-                if (!delta.a || (uses_tiles && fits_tiles(o.matrices[m], delta))) continue;
+                if (!delta.a || fits_tiles(o.matrices[m], pass.banks[b], delta)) continue;
                 plan.push_back({static_cast<int64_t>(m), b, blocks, floats});
                 blocks += (delta.rank + RANKS - 1) / RANKS;
                 floats += pass.banks[b].num_rows * delta.rank;
@@ -84,7 +75,7 @@ class DeltaPlanner : protected RowWorks {
                     floats += delta.rank * pass.banks[b].num_rows;
                     const int64_t halves = (delta.rank + HALF_STEP - 1) / HALF_STEP;
                     half_steps += invariant ? (halves + 1) / 2 * 2 : halves;
-                    has_some_in_tiles = has_some_in_tiles || fits_tiles(matrix, delta);
+                    has_some_in_tiles = has_some_in_tiles || fits_tiles(matrix, pass.banks[b], delta);
                     has_some_dora = has_some_dora || delta.base_factor;
                 }
                 steps += (half_steps + 1) / 2;

@@ -139,12 +139,11 @@ class Runner : DeltaPlanner {
         const int64_t x_stride = p.values[input].stride;
         // Items, for each part of the rows: tiles of 16 outputs of all matrices; then blocks of ranks of all deltas.
         static thread_local DeltaPlan plan;
-        const bool uses_tiles = adds_in_tiles(o);
-        const WideDeltas* deltas = uses_tiles ? low_rank_in_tiles(o, wide) : nullptr;
+        const WideDeltas* deltas = is_wide() ? low_rank_in_tiles(o, wide) : nullptr;
         float* before[MOST_MATRICES];
         find_before_deltas(o, deltas, before);
         const int64_t num_tiles = static_cast<int64_t>(o.tiles.size()), parts = num_parts();
-        const int64_t num_blocks = plan_deltas(o, uses_tiles, plan), num_items = num_tiles + num_blocks;
+        const int64_t num_blocks = plan_deltas(o, plan), num_items = num_tiles + num_blocks;
         t.share(num_items * parts, grain(num_items * parts), [&](int64_t first, int64_t end) {
             for (int64_t item = first; item < end; item++) {
                 const Part part{item / num_items, parts};
@@ -174,7 +173,7 @@ class Runner : DeltaPlanner {
             for (int64_t b = 0; b < pass.num_banks; b++) {
                 const BankRows& bank = pass.banks[b];
                 const Delta& delta = bank.deltas[matrix.index];
-                if (delta.a && fits_tiles(matrix, delta)) deltas.add(bank, delta, p.rows_in_blocks.data() + b * num_blocks(), invariant);
+                if (delta.a && fits_tiles(matrix, bank, delta)) deltas.add(bank, delta, p.rows_in_blocks.data() + b * num_blocks(), invariant);
             }
             deltas.end_matrix();
         }
