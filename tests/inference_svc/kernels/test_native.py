@@ -427,6 +427,43 @@ def test_adapters_that_have_a_row_each_stay_out_of_the_tiles_of_a_pass_of_many_r
     assert (change - expected).abs().max() < 5e-4 * expected.abs().max()
 
 
+def test_adapters_of_few_rows_stay_out_of_the_tiles_that_another_one_is_added_in() -> None:
+    model = OneLinear(matrix(100, 256, "Q4_1"), torch.randn(100))
+    eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
+    try:
+        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
+    chance = torch.Generator().manual_seed(6)
+    counts = [1, 2, 3, 30, 4, 5, 6]  # rows of each adapter
+    first = [sum(counts[:index]) for index in range(len(counts) + 1)]
+    ids = torch.randint(0, 32, (first[-1] + 1,), generator=chance)
+
+    def bank(rank: int) -> AdapterBank:
+        a, b = torch.randn(rank, 256, generator=chance) / 16, torch.randn(100, rank, generator=chance)
+        return AdapterBank(str(rank), ("a",), {"layer": LinearDelta(a, b, torch.zeros(rank).long())}, {})
+
+    banks = [bank(rank) for rank in (16, 5, 32, 16, 7, 8, 20)]
+    weights = [torch.rand(count, 1, 1, generator=chance) for count in counts]
+
+    def run(executor: EagerExecutor | NativeExecutor, *, changed: bool) -> Tensor:
+        changes = tuple(
+            AdapterRows(executor.prepare(bank), torch.arange(start, start + len(weight)), weight)
+            for bank, start, weight in zip(banks, first[:-1], weights, strict=True)
+        )
+        cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
+        return executor.hidden_states(ForwardBatch(ids, ids, ids, (), changes if changed else ()), cache)
+
+    expected = run(eager, changed=True) - run(eager, changed=False)
+    change = run(native, changed=True) - run(native, changed=False)
+    error = (change - expected).abs().amax(1) / expected.abs().max()
+    assert torch.equal(change[-1], torch.zeros(100))
+    # Halves have 11 bits, and activations all of theirs; in tiles both keep 8.
+    assert error[: first[3]].max() < 5e-4
+    assert error[first[4] :].max() < 5e-4
+    assert error[first[3] : first[4]].max() < 0.01
+
+
 def test_an_adapter_that_overflows_leaves_nothing_to_those_of_later_passes() -> None:
     model = OneLinear(matrix(64, 256, "Q4_1"), torch.randn(64))
     try:
@@ -587,6 +624,50 @@ def test_attention_of_many_rows_is_that_of_the_reference_in_bfloat16(shape: Atte
     # and as much again for what a rounded key does to a score.
     largest = 0.5 * float(model.table.dequantize().abs().max())
     assert (run(native) - run(eager)).abs().max() < largest * 2**-7
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, AttentionShape(8, 8, 80, 0.1), AttentionShape(32, 4, 64, 0.1)], ids=str)
+def test_sequences_of_few_and_of_many_rows_attend_to_what_is_theirs_in_one_pass(shape: AttentionShape) -> None:
+    model = BareAttention(shape)
+    eager, _ = executors(model)
+    native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    # Positions that are known, and rows: at the end of a block, of a chunk, at the beginning of a text, and beyond.
+    sequences = [(200, 1), (15, 2), (255, 3), (256, 4), (0, 40), (530, 5), (0, 1), (300, 6), (250, 90), (33, 7)]
+    chance = torch.Generator().manual_seed(7)
+    own_blocks, used = [], 0
+    for known, count in sequences:
+        own_blocks.append(torch.arange(used, used := used + (known + count + 15) // 16))
+    order = torch.randperm(used, generator=chance)
+    width = shape.num_heads * shape.head_dim
+
+    def run(executor: EagerExecutor | NativeExecutor) -> Tensor:
+        cache = KVCache(1, used, 16, shape.num_kv_heads, shape.head_dim, width, dtype=executor.cache_dtype, device=CPU)
+        if executor is native:
+            for keys_or_values in cache.storage:
+                keys_or_values.fill_(float("nan"))  # what nobody has written must not matter
+
+        def step(spans: list[tuple[int, int]]) -> Tensor:
+            segments, ids, positions, slots, rows = [], [], [], [], 0
+            for number, (start, count) in enumerate(spans):
+                if not count:
+                    continue
+                blocks, at = order[own_blocks[number]], torch.arange(start, start + count)
+                segments.append(AttentionSegment(rows, count, start, blocks))
+                ids.append((at * 7 + number) % 64)
+                positions.append(at)
+                slots.append(blocks[at // 16] * 16 + at % 16)
+                rows += count
+            batch = ForwardBatch(torch.cat(ids), torch.cat(positions), torch.cat(slots), tuple(segments))
+            return executor.hidden_states(batch, cache)
+
+        step([(0, known) for known, _ in sequences])
+        return step(sequences)
+
+    # As above; few rows attend in float32, so that the cache's halves alone are lost.
+    largest = 0.5 * float(model.table.dequantize().abs().max())
+    error = (run(native) - run(eager)).abs().amax(1)
+    assert error.max() < largest * 2**-7
+    assert error[:3].max() < largest * 2**-9
 
 
 def test_without_a_compiler_the_reference_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
