@@ -209,7 +209,7 @@ int64_t find_blocks(const AttentionShape& shape, const Segment& segment, int64_t
 }
 
 // One chunk of one tile for one kv head; results per query: out [head_dim], largest score, sum.
-// `wide(...)`, if it gives true, has computed all queries of the tile itself. `next_tile` and so on are what comes next.
+// `wide(...)`, if it gives true, has computed all queries of the tile itself. `keys_ahead` are those that are read next.
 template <typename T, typename WideAttention>
 void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv_head, int64_t chunk, const float* q,
                   int64_t q_stride, const T* keys, const T* values, float* partials, int64_t partial_size, Ahead<T> keys_ahead,

@@ -456,12 +456,12 @@ def test_adapters_of_few_rows_stay_out_of_the_tiles_that_another_one_is_added_in
 
     expected = run(eager, changed=True) - run(eager, changed=False)
     change = run(native, changed=True) - run(native, changed=False)
-    error = (change - expected).abs().amax(1) / expected.abs().max()
+    lost = (change - expected).abs().amax(1) / expected.abs().max()
     assert torch.equal(change[-1], torch.zeros(100))
     # Halves have 11 bits, and activations all of theirs; in tiles both keep 8.
-    assert error[: first[3]].max() < 5e-4
-    assert error[first[4] :].max() < 5e-4
-    assert error[first[3] : first[4]].max() < 0.01
+    assert lost[: first[3]].max() < 5e-4
+    assert lost[first[4] :].max() < 5e-4
+    assert lost[first[3] : first[4]].max() < 0.01
 
 
 def test_an_adapter_that_overflows_leaves_nothing_to_those_of_later_passes() -> None:
