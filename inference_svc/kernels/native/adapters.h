@@ -100,24 +100,12 @@ void low_rank_rows(const BankRows& bank, const Delta& delta, int64_t first, int6
                 weights[m][n] == 0.0f ? 0.0f : results[m][n] * (weights[m][n] * delta.factor);
 }
 
-// Calls work(N) for rows row..end, four at a time as long as there are, then for what is left at once.
-template <typename Work>
-void by_rows(int64_t& row, int64_t end, const Work& work) {
-    for (; end - row >= 4; row += 4) work(std::integral_constant<int, 4>());
-    switch (end - row) {
-        case 3: work(std::integral_constant<int, 3>()); break;
-        case 2: work(std::integral_constant<int, 2>()); break;
-        case 1: work(std::integral_constant<int, 1>()); break;
-    }
-    row = end;
-}
-
 // Ranks first.. of a bank's rows row..end. `ahead` are those that come next, of this delta or another one.
 inline void low_rank(const BankRows& bank, const Delta& delta, int64_t first, int64_t in_features, int64_t row, int64_t end,
                      const float* x, int64_t x_stride, const void* ahead, float* low) {
     auto all = [&](auto type) {
         using T = decltype(type);
-        by_rows(row, end, [&](auto rows) {
+        in_groups<4>(row, end, [&](auto rows) {
             low_rank_rows<decltype(rows)::value, T>(bank, delta, first, in_features, row, x, x_stride, ahead, low);
         });
     };
@@ -185,7 +173,7 @@ inline void add_delta(const BankRows& bank, const Delta& delta, const float* low
         using T = decltype(type);
         const bool is_whole = out_features - first >= OUTPUTS;
         if (is_whole)
-            by_rows(row, end, [&](auto rows) {
+            in_groups<4>(row, end, [&](auto rows) {
                 add_delta_rows<decltype(rows)::value, T>(bank, delta, low, first, out_features, row, base, ahead, y, y_stride);
             });
         for (; row < end; row++) add_last_outputs<T>(bank, delta, low, first, out_features, row, base, y, y_stride);

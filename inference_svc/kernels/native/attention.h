@@ -247,18 +247,11 @@ void attend_chunk(const AttentionShape& shape, const QueryTile& tile, int64_t kv
     Ahead<T> values_ahead(value_blocks, (count + BLOCK - 1) / BLOCK, BLOCK * dim);
     if (wide(queries, positions, num_queries, first, count, filled, key_blocks, value_blocks, values_ahead, keys_ahead, outs, maxima, sums))
         i = num_queries;
-    auto some = [&](auto queries_at_once) {
+    in_groups<6>(i, num_queries, [&](auto queries_at_once) {
         constexpr int NQ = decltype(queries_at_once)::value;
-        for (; num_queries - i >= NQ; i += NQ)
-            attend_queries<NQ>(shape, queries + i, positions + i, first, count, key_blocks, value_blocks, values_ahead, keys_ahead,
-                               outs + i, maxima + i, sums + i);
-    };
-    some(std::integral_constant<int, 6>());
-    some(std::integral_constant<int, 5>());
-    some(std::integral_constant<int, 4>());
-    some(std::integral_constant<int, 3>());
-    some(std::integral_constant<int, 2>());
-    some(std::integral_constant<int, 1>());
+        attend_queries<NQ>(shape, queries + i, positions + i, first, count, key_blocks, value_blocks, values_ahead, keys_ahead,
+                           outs + i, maxima + i, sums + i);
+    });
     for (int64_t n = 0; n < num_queries; n++) {
         numbers[n][0] = maxima[n];
         numbers[n][1] = sums[n];

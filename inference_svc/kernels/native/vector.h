@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -24,7 +25,17 @@ inline Vector load(const float* p) {
 
 inline void store(float* p, Vector value) { std::memcpy(p, &value, sizeof value); }
 
-inline Vector splat(float value) { return value - Vector{}; }
+inline Vector splat(float value) { return value - Vector{}; }  // x - 0 is x, also of -0: the compiler leaves it out, not x + 0
+
+// Calls work(N) for as many of first..end at once as N says: MOST as long as there are, then what is left.
+//
+// For work whose sums are to stay in registers: they do so only if N is known when it is compiled, and every loop over them
+// is unrolled (#pragma GCC unroll); otherwise gcc 12 stores them on every turn.
+template <int MOST, typename Work>
+void in_groups(int64_t& first, int64_t end, const Work& work) {
+    for (; end - first >= MOST; first += MOST) work(std::integral_constant<int, MOST>());
+    if constexpr (MOST > 1) in_groups<MOST - 1>(first, end, work);
+}
 
 #if defined(__AVX512F__)
 inline Vector fma(Vector a, Vector b, Vector c) { return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }

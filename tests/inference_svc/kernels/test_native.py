@@ -278,9 +278,10 @@ class _Rotation:
         return self.cosines[positions].to(dtype), self.sines[positions].to(dtype)
 
 
-def executors(model: object) -> tuple[EagerExecutor, NativeExecutor]:
+def executors(model: object, *, exact: bool = True) -> tuple[EagerExecutor, NativeExecutor]:
+    """The reference and the native executor of a model, exact and batch-invariant or in the fast mode."""
     try:
-        native = NativeExecutor(model, num_threads=2, exact=True, batch_invariant=True)  # type: ignore[arg-type]
+        native = NativeExecutor(model, num_threads=2, exact=exact, batch_invariant=exact)  # type: ignore[arg-type]
     except NativeUnavailable as error:
         pytest.skip(str(error))
     return EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32), native  # type: ignore[arg-type]
@@ -354,11 +355,7 @@ def test_in_passes_of_many_rows_adapters_change_the_rows_they_are_for_and_no_oth
     num_rows: int, outputs: int
 ) -> None:
     model = OneLinear(matrix(outputs, 256, "Q4_1"), torch.randn(outputs))
-    eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
-    try:
-        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
-    except NativeUnavailable as error:
-        pytest.skip(str(error))
+    eager, native = executors(model, exact=False)
     chance = torch.Generator().manual_seed(num_rows)
     ids = torch.randint(0, 32, (num_rows,), generator=chance)
 
@@ -397,11 +394,7 @@ def test_in_passes_of_many_rows_adapters_change_the_rows_they_are_for_and_no_oth
 
 def test_adapters_that_have_a_row_each_stay_out_of_the_tiles_of_a_pass_of_many_rows() -> None:
     model = OneLinear(matrix(96, 256, "Q4_1"), torch.randn(96))
-    eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
-    try:
-        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
-    except NativeUnavailable as error:
-        pytest.skip(str(error))
+    eager, native = executors(model, exact=False)
     chance = torch.Generator().manual_seed(5)
     ids = torch.randint(0, 32, (12,), generator=chance)
 
@@ -429,11 +422,7 @@ def test_adapters_that_have_a_row_each_stay_out_of_the_tiles_of_a_pass_of_many_r
 
 def test_adapters_of_few_rows_stay_out_of_the_tiles_that_another_one_is_added_in() -> None:
     model = OneLinear(matrix(100, 256, "Q4_1"), torch.randn(100))
-    eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
-    try:
-        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
-    except NativeUnavailable as error:
-        pytest.skip(str(error))
+    eager, native = executors(model, exact=False)
     chance = torch.Generator().manual_seed(6)
     counts = [1, 2, 3, 30, 4, 5, 6]  # rows of each adapter
     first = [sum(counts[:index]) for index in range(len(counts) + 1)]
@@ -466,10 +455,7 @@ def test_adapters_of_few_rows_stay_out_of_the_tiles_that_another_one_is_added_in
 
 def test_an_adapter_that_overflows_leaves_nothing_to_those_of_later_passes() -> None:
     model = OneLinear(matrix(64, 256, "Q4_1"), torch.randn(64))
-    try:
-        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
-    except NativeUnavailable as error:
-        pytest.skip(str(error))
+    _, native = executors(model, exact=False)
     ids = torch.arange(20)
 
     def run(rank: int, size: float, weight: float) -> Tensor:
@@ -517,11 +503,7 @@ def test_a_gated_layer_of_many_rows_is_the_same_to_the_bit_activated_at_once_and
 ) -> None:
     model = Gated(768, fused=fused)
     ids = torch.randint(0, 32, (num_rows,))
-    try:
-        native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
-    except NativeUnavailable as error:
-        pytest.skip(str(error))
-    eager = EagerExecutor(model, ReferenceKernels(batch_invariant=False), torch.float32)  # type: ignore[arg-type]
+    eager, native = executors(model, exact=False)
     cache = KVCache(1, 1, 16, 1, 16, 16, dtype=torch.float16, device=CPU)
     shape = {linear.path: linear.weight.shape for linear in (*model.halves, model.down, model.after)}[adapted]
 
@@ -600,8 +582,7 @@ class BareAttention(OneAttention):
 )
 def test_attention_of_many_rows_is_that_of_the_reference_in_bfloat16(shape: AttentionShape) -> None:
     model = BareAttention(shape)
-    eager, _ = executors(model)
-    native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    eager, native = executors(model, exact=False)
     length = 600
     ids = torch.randint(0, 64, (length,), generator=torch.Generator().manual_seed(5))
     blocks = torch.randperm(40, generator=torch.Generator().manual_seed(6))
@@ -629,8 +610,7 @@ def test_attention_of_many_rows_is_that_of_the_reference_in_bfloat16(shape: Atte
 @pytest.mark.parametrize("shape", [*SHAPES, AttentionShape(8, 8, 80, 0.1), AttentionShape(32, 4, 64, 0.1)], ids=str)
 def test_sequences_of_few_and_of_many_rows_attend_to_what_is_theirs_in_one_pass(shape: AttentionShape) -> None:
     model = BareAttention(shape)
-    eager, _ = executors(model)
-    native = NativeExecutor(model, num_threads=2, exact=False, batch_invariant=False)  # type: ignore[arg-type]
+    eager, native = executors(model, exact=False)
     # Positions that are known, and rows: at the end of a block, of a chunk, at the beginning of a text, and beyond.
     sequences = [(200, 1), (15, 2), (255, 3), (256, 4), (0, 40), (530, 5), (0, 1), (300, 6), (250, 90), (33, 7)]
     chance = torch.Generator().manual_seed(7)
